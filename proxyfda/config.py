@@ -1,4 +1,4 @@
-"""Configuration node ``TRAINER.PROXYFDA``: one table of options, their defaults and their checks."""
+"""Configuration node ``TRAINER.PROXYFDA``: one table of options with defaults and checks."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class ProxyFDAConfig:
             ``image`` where the image encoder is tuned, otherwise ``cross``.
         weight: λ of the total loss L = L_task + λ L_FDA. 0 is the same as ``enabled=False``.
         k: neighbours per anchor, clamped to what a batch allows.
-        tau, bias: temperature and bias b of Eq. 2 (forms ``paper`` and ``standardised``).
-        form: form of the loss, see :func:`proxyfda.fda_loss`.
+        form: form of the loss, see :func:`proxyfda.fda_loss`, which also says what each uses of
+        tau, bias: temperature and bias b of Eq. 2,
+        slope, temperature: steepness and softmax temperature of our forms.
         m, n: classes per batch and images per class; ``m = 0`` keeps the host's own batches.
         mining: hard class mining, i.e. classes close in the frozen space share a batch.
         proxy_ratio: proxies per set member (s of the paper).
@@ -51,9 +52,11 @@ class ProxyFDAConfig:
     spaces: Tuple[str, ...] = ()
     weight: float = 1.0
     k: int = 8
+    form: str = "paper"
     tau: float = 0.1
     bias: float = 10.0
-    form: str = "paper"
+    slope: float = 2.0
+    temperature: float = 0.5
     m: int = 16
     n: int = 4
     mining: bool = False
@@ -65,44 +68,61 @@ class ProxyFDAConfig:
         from proxyfda.fda import FORMS
 
         if self.mode and self.mode not in MODES:
-            raise _error("MODE", self.mode, f"use one of {', '.join(MODES)}" + _suggest(self.mode, MODES))
+            raise _error(
+                "MODE", self.mode, f"use one of {', '.join(MODES)}" + _suggest(self.mode, MODES)
+            )
         for space in self.spaces:
             if space not in SPACES:
                 raise _error(
-                    "SPACES", self.spaces, f"use any of {', '.join(SPACES)}" + _suggest(space, SPACES)
+                    "SPACES",
+                    self.spaces,
+                    f"use any of {', '.join(SPACES)}" + _suggest(space, SPACES),
                 )
         if len(set(self.spaces)) != len(self.spaces):
             raise _error("SPACES", self.spaces, "name each space once")
         if self.form not in FORMS:
             forms = tuple(FORMS)
-            raise _error("FORM", self.form, f"use one of {', '.join(forms)}" + _suggest(self.form, forms))
+            raise _error(
+                "FORM", self.form, f"use one of {', '.join(forms)}" + _suggest(self.form, forms)
+            )
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise _error("WEIGHT", self.weight, "λ must be a finite number of at least 0 (0 is off)")
+            raise _error(
+                "WEIGHT", self.weight, "λ must be a finite number of at least 0 (0 is off)"
+            )
         if self.k < 1:
             raise _error("K", self.k, "a neighbourhood needs at least 1 neighbour")
-        if not (math.isfinite(self.tau) and self.tau > 0):
-            raise _error("TAU", self.tau, "a temperature must be greater than 0 (SigLIP's is 0.1)")
+        for option in ("tau", "slope", "temperature", "generator_lr"):
+            value = getattr(self, option)
+            if not (math.isfinite(value) and value > 0):
+                raise _error(option.upper(), value, "use a finite number above 0")
         if not math.isfinite(self.bias):
-            raise _error("BIAS", self.bias, "the bias must be finite (SigLIP's is +10 in this sign)")
+            raise _error(
+                "BIAS", self.bias, "the bias must be finite (SigLIP's is +10 in this sign)"
+            )
         if self.m < 0 or self.n < 0 or (self.m == 0) != (self.n == 0):
             raise _error(
-                "M", self.m, f"with N {self.n}: both at least 1, or both 0 for the host's own batches"
+                "M",
+                self.m,
+                f"with N {self.n}: both at least 1, or both 0 for the host's own batches",
             )
         if self.mining and self.m == 0:
-            raise _error("MINING", True, "mining chooses the classes of a batch: set M and N above 0")
+            raise _error(
+                "MINING", True, "mining chooses the classes of a batch: set M and N above 0"
+            )
         if self.mode == "sampler" and self.m == 0:
             raise _error("MODE", "sampler", "that mode is the sampler alone: set M and N above 0")
         if self.mode == "pointwise" and "cross" in self.spaces:
             raise _error(
-                "SPACES", self.spaces, "mode 'pointwise' compares each feature with its own frozen"
-                " one: use image or text"
+                "SPACES",
+                self.spaces,
+                "mode 'pointwise' compares each feature with its own frozen one: use image or text",
             )
         if not 0 < self.proxy_ratio <= 4:
-            raise _error("PROXY_RATIO", self.proxy_ratio, "use a number above 0 and up to 4 (paper: 0.4)")
+            raise _error(
+                "PROXY_RATIO", self.proxy_ratio, "use a number above 0 and up to 4 (paper: 0.4)"
+            )
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise _error("ALPHA", self.alpha, "use a finite number of at least 0")
-        if not (math.isfinite(self.generator_lr) and self.generator_lr > 0):
-            raise _error("GENERATOR_LR", self.generator_lr, "use a number above 0")
 
     @property
     def active(self) -> bool:

@@ -1,0 +1,149 @@
+"""Add the gradient of a further loss to features inside somebody else's backward pass.
+
+A host trainer computes its loss and steps inside ``forward_backward`` and hands out neither the
+features nor the loss. For L = L_task + λ L_FDA(f) with features f, the chain rule gives
+
+    dL/dθ = (dL_task/df + λ dL_FDA/df) · df/dθ,
+
+so it is enough to add λ dL_FDA/df to the gradient that arrives at f while the host's own backward
+pass runs. This is exact, needs no second backward through the encoders, and works for any loss.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Call:
+    """One forward call of an encoder: what went in first, and the features that came out."""
+
+    inputs: Any
+    output: Tensor
+
+
+@dataclass
+class Captured:
+    """Features of one training step, as detached fp32 leaves that a loss can differentiate.
+
+    Attributes:
+        calls: per encoder name, the calls that take part (see :meth:`FeatureCapture.step`).
+        leaves: per encoder name, one leaf for each call, same shape as its output.
+    """
+
+    calls: Dict[str, List[Call]] = field(default_factory=dict)
+    leaves: Dict[str, List[Tensor]] = field(default_factory=dict)
+
+    def tuned(self, name: str) -> bool:
+        """Whether gradients flow through this encoder's output in this step."""
+        return any(call.output.requires_grad for call in self.calls.get(name, []))
+
+
+class FeatureCapture:
+    """Watches encoders by forward hooks and joins a gradient to the host's backward pass.
+
+    Args:
+        encoders: name -> module whose forward returns features (a tensor, or a tuple that starts
+            with one).
+        gradients: called once per step, as soon as the host's backward pass reaches any of the
+            captured features, with a :class:`Captured`; returns for each encoder name one
+            gradient (or ``None``) per leaf.
+    """
+
+    def __init__(
+        self,
+        encoders: Dict[str, nn.Module],
+        gradients: Callable[[Captured], Dict[str, List[Optional[Tensor]]]],
+    ) -> None:
+        self._gradients = gradients
+        self._active = False
+        self._calls: Dict[str, List[Call]] = {}
+        self._ready: Optional[Dict[int, Optional[Tensor]]] = None
+        self._joined: set = set()
+        self.scale: Callable[[], float] = lambda: 1.0
+        self._handles = [
+            module.register_forward_hook(self._hook(name)) for name, module in encoders.items()
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the encoders."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not self._active:
+                return
+            features = output[0] if isinstance(output, (tuple, list)) else output
+            if not isinstance(features, Tensor):
+                raise TypeError(
+                    f"the {name} returned a {type(features).__name__}, not a feature tensor; "
+                    "name the module that returns features in the trainer's fda_modules"
+                )
+            self._calls.setdefault(name, []).append(Call(inputs[0] if inputs else None, features))
+            if features.requires_grad:
+                features.register_hook(self._join(features))
+
+        return hook
+
+    def _join(self, features: Tensor) -> Callable[[Tensor], Optional[Tensor]]:
+        key = id(features)
+
+        def join(grad: Tensor) -> Optional[Tensor]:
+            # A host may run backward twice over one graph; the term belongs in once.
+            if not self._active or key in self._joined:
+                return None
+            if self._ready is None:
+                self._ready = self._compute()
+            self._joined.add(key)
+            extra = self._ready.get(key)
+            if extra is None:
+                return None
+            # fp32 sum: a scaled half-precision gradient would lose the smaller summand.
+            return (grad.float() + extra.float() * self.scale()).to(grad.dtype)
+
+        return join
+
+    def _compute(self) -> Dict[int, Optional[Tensor]]:
+        captured = Captured()
+        for name, calls in self._calls.items():
+            tuned = [call for call in calls if call.output.requires_grad]
+            # Where a host runs an encoder both tuned and frozen (a teacher pass), the tuned
+            # features are the ones to align.
+            captured.calls[name] = tuned or calls
+            captured.leaves[name] = [
+                call.output.detach().float().requires_grad_(call.output.requires_grad)
+                for call in captured.calls[name]
+            ]
+        with torch.enable_grad():
+            gradients = self._gradients(captured)
+        return {
+            id(call.output): gradient
+            for name, grads in gradients.items()
+            for call, gradient in zip(captured.calls[name], grads)
+        }
+
+    @contextmanager
+    def step(self, scale: Callable[[], float]) -> Iterator[None]:
+        """Capture the forward calls made inside, and join the gradient to their backward pass.
+
+        Args:
+            scale: gives the factor by which the host scales its loss (``GradScaler``), read when
+                the gradient is joined.
+        """
+        self._active, self._calls, self._ready, self._joined = True, {}, None, set()
+        self.scale = scale
+        try:
+            yield
+        finally:
+            self._active, self._calls, self._ready = False, {}, None
+
+    @property
+    def joined(self) -> bool:
+        """Whether the term reached the host's backward pass in the current or last step."""
+        return bool(self._joined)

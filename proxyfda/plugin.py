@@ -1,0 +1,444 @@
+"""The plugin: adds the (Proxy-)FDA term to any Dassl-style CLIP trainer.
+
+``class ProxyFDACoOp(ProxyFDAMixin, CoOp)`` or ``make_trainer(CoOp, "proxy_fda")``. The host is not
+changed: its features are captured by hooks and the gradient of λ L is joined to its own backward
+pass (:mod:`proxyfda.capture`), its checkpoints stay what they were.
+"""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from proxyfda.capture import Captured, FeatureCapture
+from proxyfda.config import ProxyFDAConfig
+from proxyfda.fda import NeighbourGraph, fda_loss, pointwise_loss
+from proxyfda.proxies import ProxyGenerator, proxy_fda_loss
+from proxyfda.sampler import ClassBalancedBatchSampler, class_similarity
+
+GENERATOR_DIR = "proxy_generator"
+_PREFIX = {"fda": "FDA", "proxy_fda": "ProxyFDA"}
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel`` and the like.
+
+    Raises:
+        RuntimeError: with more than one device, whose replicas no hook on the original sees.
+    """
+    devices = getattr(model, "device_ids", None)
+    if devices and len(devices) > 1:
+        raise RuntimeError(
+            f"Proxy-FDA needs all features of a batch on one device, but the model is spread over "
+            f"{len(devices)}; make one visible, for example with CUDA_VISIBLE_DEVICES=0"
+        )
+    return model.module if hasattr(model, "module") else model
+
+
+class ProxyFDAMixin:
+    """Put before a trainer: ``class ProxyFDACoOp(ProxyFDAMixin, CoOp)``.
+
+    The host needs what the prompt-tuning family has: ``self.model`` with the encoders named in
+    ``fda_modules``, ``self.cfg``, ``self.device``, a ``forward_backward(batch)`` that runs the
+    backward pass, and Dassl's hooks. Options are read from ``cfg.TRAINER.PROXYFDA``
+    (:class:`proxyfda.config.ProxyFDAConfig`).
+
+    A host may offer ``frozen_text_features() -> [C, d]`` (the dataset's hand-written prompt, one
+    row per class in label order) and ``frozen_image_features(images) -> [B, d]``; the anchors of
+    spaces that need them come from there. Where the image encoder is frozen, its features are
+    their own anchors and no second forward runs.
+
+    Attributes:
+        fda_mode: mode where ``TRAINER.PROXYFDA.MODE`` is empty.
+        fda_modules: dotted names below the model of the image and the text encoder.
+    """
+
+    fda_mode = "proxy_fda"
+    fda_modules = {"image_encoder": "image_encoder", "text_encoder": "text_encoder"}
+
+    _fda: Optional["FeatureAlignment"] = None
+    _fda_capture: Optional[FeatureCapture] = None
+
+    # -- building ---------------------------------------------------------------------------------
+
+    def check_cfg(self, cfg: Any) -> None:
+        super().check_cfg(cfg)
+        ProxyFDAConfig.from_cfg(cfg)
+
+    def build_model(self) -> None:
+        super().build_model()
+        settings = ProxyFDAConfig.from_cfg(self.cfg)
+        if not settings.active:
+            return
+        if (settings.mode or self.fda_mode) != "sampler":
+            self._fda = FeatureAlignment(
+                settings, settings.mode or self.fda_mode, self, self.device, max(self.cfg.SEED, 0)
+            )
+            model = _unwrap(self.model)
+            encoders = {
+                name: self._fda_module(model, path) for name, path in self.fda_modules.items()
+            }
+            self._fda_capture = FeatureCapture(encoders, self._fda.gradients)
+        if settings.m:
+            self._fda_replace_batches(settings)
+
+    @staticmethod
+    def _fda_module(model: nn.Module, path: str) -> nn.Module:
+        modules = dict(model.named_modules())
+        if path not in modules:
+            near = ", ".join(name for name, _ in model.named_children())
+            raise AttributeError(
+                f"the model has no module {path!r} to capture features from (it has: {near}); set "
+                "fda_modules on the trainer class"
+            )
+        return modules[path]
+
+    def _fda_replace_batches(self, settings: ProxyFDAConfig) -> None:
+        loader = self.train_loader_x
+        labels = [item.label for item in loader.dataset.data_source]
+        similarity = self._fda_class_similarity(loader, labels) if settings.mining else None
+        sampler = ClassBalancedBatchSampler(
+            labels,
+            settings.m,
+            settings.n,
+            similarity=similarity,
+            seed=max(self.cfg.SEED, 0),
+        )
+        # Everything but the choice of images stays the host's.
+        self.train_loader_x = torch.utils.data.DataLoader(
+            loader.dataset,
+            batch_sampler=sampler,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )
+        if getattr(self, "dm", None) is not None:
+            self.dm.train_loader_x = self.train_loader_x
+        how = "hard class mining" if settings.mining else "classes at random"
+        print(f"Proxy-FDA batches: {settings.m} classes x {settings.n} images, {how}")
+
+    @torch.no_grad()
+    def _fda_class_similarity(self, loader: Any, labels: List[int]) -> Tensor:
+        """Cosine similarities between the mean frozen image features of the classes, [C, C]."""
+        encode = _frozen(self, "frozen_image_features", "hard class mining compares")
+        dataset = type(loader.dataset)(
+            self.cfg, loader.dataset.data_source, transform=self.test_loader.dataset.transform
+        )
+        images = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            num_workers=loader.num_workers,
+        )
+        features = torch.cat([encode(batch["img"].to(self.device)).float() for batch in images])
+        return class_similarity(features.cpu(), torch.tensor(labels))
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        sampler = getattr(self.train_loader_x, "batch_sampler", None)
+        if isinstance(sampler, ClassBalancedBatchSampler):
+            sampler.set_epoch(self.epoch)
+
+    def _fda_loss_scale(self) -> float:
+        scaler = getattr(self, "scaler", None)
+        return scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+
+    def forward_backward(self, batch: Any) -> Dict[str, float]:
+        if self._fda_capture is None:
+            return super().forward_backward(batch)
+        with self._fda_capture.step(scale=self._fda_loss_scale):
+            summary = super().forward_backward(batch)
+        if not self._fda_capture.joined:
+            raise RuntimeError(
+                "no gradient of the host's loss reached the features of "
+                f"{' or '.join(self.fda_modules.values())}, so the Proxy-FDA term had no effect; "
+                "set fda_modules on the trainer class to the modules that return them"
+            )
+        terms = self._fda.finish_step()
+        for name, value in terms.items():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise FloatingPointError(
+                    f"{name} is {value} in epoch {self.epoch + 1}, batch {self.batch_idx + 1}; "
+                    "lower TRAINER.PROXYFDA.WEIGHT or OPTIM.LR"
+                )
+        return {**(summary or {}), **terms}
+
+    # -- checkpoints: the host's stay as they are, the generator has a file of its own ------------
+
+    def _fda_generator_file(self, directory: str, epoch: int) -> str:
+        return osp.join(directory, GENERATOR_DIR, f"model.pth.tar-{epoch}")
+
+    def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
+        # Before the host's checkpoint: whoever finds that one finds the generator's too.
+        if self._fda is not None and self._fda.generators:
+            path = self._fda_generator_file(directory, epoch + 1)
+            os.makedirs(osp.dirname(path), exist_ok=True)
+            torch.save(self._fda.state_dict(), path + ".tmp")
+            os.replace(path + ".tmp", path)
+        super().save_model(epoch, directory, *args, **kwargs)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        start_epoch = super().resume_model_if_exist(directory)
+        if start_epoch and self._fda is not None and self._fda.mode == "proxy_fda":
+            path = self._fda_generator_file(directory, start_epoch)
+            if osp.exists(path):
+                self._fda.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            else:
+                print(
+                    f"No proxy generator at {path}, so it starts anew (another trainer's run?)"
+                )
+        return start_epoch
+
+
+def _frozen(trainer: Any, name: str, what: str) -> Any:
+    if not hasattr(trainer, name):
+        raise AttributeError(
+            f"{what} with frozen CLIP features, and {type(trainer).__name__} has no {name}; "
+            "give the trainer that method (see ProxyFDAMixin)"
+        )
+    return getattr(trainer, name)
+
+
+class FeatureAlignment:
+    """Computes the term and its gradients from the captured features of one step.
+
+    Args:
+        settings: the options.
+        mode: ``"fda"``, ``"proxy_fda"`` or ``"pointwise"``.
+        host: gives ``frozen_text_features()`` and ``frozen_image_features(images)``.
+        device: where the generators live.
+        seed: of the generators' initial weights; the global random stream is left alone.
+    """
+
+    def __init__(
+        self, settings: ProxyFDAConfig, mode: str, host: Any, device: torch.device, seed: int
+    ) -> None:
+        self.settings = settings
+        self.mode = mode
+        self.generators: Dict[str, ProxyGenerator] = {}
+        self._optimisers: Dict[str, torch.optim.Optimizer] = {}
+        self._pending: Dict[str, Any] = {}
+        self._host = host
+        self._device = device
+        self._seed = seed
+        self._text_anchors: Optional[Tensor] = None
+        self._text_graph: Optional[NeighbourGraph] = None
+        self._terms: Dict[str, Tensor] = {}
+        self._options = {
+            name: getattr(settings, name)
+            for name in ("k", "form", "tau", "bias", "slope", "temperature")
+        }
+
+    # -- anchors ----------------------------------------------------------------------------------
+
+    def text_anchors(self) -> Tensor:
+        """Frozen class text features of the hand-written prompt, [C, d], computed once."""
+        if self._text_anchors is None:
+            encode = _frozen(self._host, "frozen_text_features", "spaces text and cross compare")
+            with torch.no_grad():
+                self._text_anchors = encode().detach().float()
+        return self._text_anchors
+
+    def _image_anchors(self, captured: Captured) -> Tensor:
+        if not captured.tuned("image_encoder"):
+            return torch.cat([leaf.detach() for leaf in captured.leaves["image_encoder"]])
+        encode = _frozen(self._host, "frozen_image_features", "a tuned image encoder is compared")
+        with torch.no_grad():
+            return torch.cat(
+                [encode(call.inputs).detach().float() for call in captured.calls["image_encoder"]]
+            )
+
+    # -- the term ---------------------------------------------------------------------------------
+
+    def spaces(self, captured: Captured) -> Tuple[str, ...]:
+        """Spaces of this step, checked against where gradients can flow.
+
+        Raises:
+            ValueError: for a choice without any path to the prompts.
+        """
+        image, text = (captured.tuned(name) for name in ("image_encoder", "text_encoder"))
+        spaces = self.settings.spaces
+        if not spaces:
+            if self.mode == "pointwise":
+                return ("image",) if image else ("text",)
+            return ("image",) if image else ("cross",)
+        paths = {"image": image, "text": text, "cross": image or text}
+        if not any(paths[space] for space in spaces):
+            frozen = "image" if not image else "text"
+            raise ValueError(
+                f"TRAINER.PROXYFDA.SPACES is {spaces!r}, but the {frozen} encoder is frozen and no "
+                "gradient reaches the prompts; use cross or "
+                + ("text" if frozen == "image" else "image")
+            )
+        return tuple(space for space in spaces if paths[space])
+
+    def _sets(self, space: str, captured: Captured) -> Iterable[Tuple[Dict[str, Any], Any]]:
+        """Arguments of one or several loss calls: features, anchors, columns and graph."""
+        images, texts = captured.leaves.get("image_encoder"), captured.leaves.get("text_encoder")
+        if space == "image":
+            yield {"features": torch.cat(images), "anchors": self._image_anchors(captured)}
+            return
+        anchors = self.text_anchors()
+        classes = anchors.shape[0]
+        # A host may encode one set of class texts or one per image (CoCoOp), in one call or many.
+        rows = torch.cat(texts)
+        if rows.shape[0] % classes:
+            raise ValueError(
+                f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
+                f"of the {classes} classes; spaces text and cross need one feature per class"
+            )
+        sets = rows.view(-1, classes, rows.shape[-1])
+        if space == "text":
+            if self.mode != "pointwise" and self._text_graph is None:
+                self._text_graph = NeighbourGraph(anchors, self.settings.k)
+            for text in sets:
+                yield {"features": text, "anchors": anchors, "graph": self._text_graph}
+            return
+        features, image_anchors = torch.cat(images), self._image_anchors(captured)
+        if len(sets) == 1:
+            groups = [(features, image_anchors)]
+        elif len(sets) == len(features):
+            groups = list(zip(features.split(1), image_anchors.split(1)))
+        else:
+            raise ValueError(
+                f"{len(features)} images met {len(sets)} sets of class texts in one step; the "
+                "cross space needs one set for all images or one per image"
+            )
+        for text, (rows, row_anchors) in zip(sets, groups):
+            yield {
+                "features": rows,
+                "anchors": row_anchors,
+                "columns": text,
+                "column_anchors": anchors,
+            }
+
+    def _generator(self, space: str, dim: int) -> ProxyGenerator:
+        if space not in self.generators:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._seed)
+                generator = ProxyGenerator(dim, ratio=self.settings.proxy_ratio)
+            generator.to(self._device)
+            optimiser = torch.optim.Adam(generator.parameters(), lr=self.settings.generator_lr)
+            if space in self._pending:
+                state = self._pending.pop(space)
+                generator.load_state_dict(state["generator"])
+                optimiser.load_state_dict(state["optimiser"])
+            self.generators[space], self._optimisers[space] = generator, optimiser
+        return self.generators[space]
+
+    def _loss(self, space: str, arguments: Dict[str, Any]) -> Tuple[Tensor, Optional[Tensor]]:
+        if self.mode == "pointwise":
+            return pointwise_loss(arguments["features"], arguments["anchors"]), None
+        if self.mode == "fda":
+            return fda_loss(**arguments, **self._options), None
+        generator = self._generator(space, arguments["features"].shape[-1])
+        return proxy_fda_loss(
+            generator=generator, alpha=self.settings.alpha, **arguments, **self._options
+        )
+
+    def gradients(self, captured: Captured) -> Dict[str, List[Optional[Tensor]]]:
+        """Gradients of λ L with respect to every captured feature; those of L_proxy go to the
+        generators, which step in :meth:`finish_step`."""
+        loss_fda: List[Tensor] = []
+        loss_proxy: List[Tensor] = []
+        for space in self.spaces(captured):
+            pairs = [self._loss(space, arguments) for arguments in self._sets(space, captured)]
+            loss_fda.append(torch.stack([fda for fda, _ in pairs]).mean())
+            loss_proxy += (
+                [torch.stack([proxy for _, proxy in pairs]).mean()]
+                if pairs[0][1] is not None
+                else []
+            )
+        total = self.settings.weight * torch.stack(loss_fda).sum()
+        self._terms = {"loss_fda": torch.stack(loss_fda).sum().detach()}
+        if loss_proxy:
+            self._terms["loss_proxy"] = torch.stack(loss_proxy).sum().detach()
+            total = total + torch.stack(loss_proxy).sum()
+        names = [(name, leaf) for name, leaves in captured.leaves.items() for leaf in leaves]
+        leaves = [leaf for _, leaf in names if leaf.requires_grad]
+        weights = [p for generator in self.generators.values() for p in generator.parameters()]
+        found = torch.autograd.grad(total, leaves + weights, allow_unused=True)
+        for weight, gradient in zip(weights, found[len(leaves) :]):
+            weight.grad = gradient
+        by_leaf = {id(leaf): gradient for leaf, gradient in zip(leaves, found)}
+        return {
+            name: [by_leaf.get(id(leaf)) for leaf in leaves]
+            for name, leaves in captured.leaves.items()
+        }
+
+    def finish_step(self) -> Dict[str, float]:
+        """Step the generators; the terms of the step, for the log line."""
+        for optimiser in self._optimisers.values():
+            optimiser.step()
+            optimiser.zero_grad()
+        return {name: value.item() for name, value in self._terms.items()}
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Weights and optimiser state of each space's generator."""
+        return {
+            space: {
+                "generator": generator.state_dict(),
+                "optimiser": self._optimisers[space].state_dict(),
+            }
+            for space, generator in self.generators.items()
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`; a generator not built yet takes its state when it is."""
+        self._pending = dict(state)
+        for space, generator in self.generators.items():
+            if space in state:
+                generator.load_state_dict(state[space]["generator"])
+                self._optimisers[space].load_state_dict(state[space]["optimiser"])
+
+
+def make_trainer(host: type, mode: str = "proxy_fda") -> type:
+    """``FDA<Host>`` or ``ProxyFDA<Host>``: ``host`` with the term added.
+
+    Raises:
+        ValueError: for a mode other than ``"fda"`` and ``"proxy_fda"``.
+    """
+    if mode not in _PREFIX:
+        raise ValueError(f"mode is {mode!r}; use one of {', '.join(_PREFIX)}")
+    name = _PREFIX[mode] + host.__name__
+    doc = f":class:`{host.__name__}` with the {_PREFIX[mode]} term (see :class:`ProxyFDAMixin`)."
+    return type(
+        name,
+        (ProxyFDAMixin, host),
+        {"fda_mode": mode, "__doc__": doc, "__module__": host.__module__},
+    )
+
+
+def register(*hosts: type) -> List[str]:
+    """Register ``FDA<Name>`` and ``ProxyFDA<Name>`` with Dassl's trainer registry.
+
+    Call it after your trainers are imported.
+
+    Args:
+        hosts: trainer classes; without any, all that are registered now.
+
+    Returns:
+        The names that were added. Names that exist already are left alone.
+    """
+    from proxyfda.dassl import TRAINER_REGISTRY
+
+    if not hosts:
+        hosts = tuple(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names())
+        hosts = tuple(host for host in hosts if not issubclass(host, ProxyFDAMixin))
+    known = set(TRAINER_REGISTRY.registered_names())
+    added = []
+    for host in hosts:
+        for mode in _PREFIX:
+            trainer = make_trainer(host, mode)
+            if trainer.__name__ not in known:
+                TRAINER_REGISTRY.register()(trainer)
+                added.append(trainer.__name__)
+    return added
