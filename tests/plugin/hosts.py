@@ -1,0 +1,169 @@
+"""Small stand-in hosts, written in the manners in which prompt-tuning trainers compute and step."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from yacs.config import CfgNode as CN
+
+import proxyfda
+
+DIM, CLASSES, BATCH = 6, 5, 8
+
+
+def make_cfg(**options):
+    cfg = CN()
+    cfg.SEED = 1
+    cfg.TRAINER = CN()
+    proxyfda.extend_cfg(cfg)
+    cfg.merge_from_list([x for k, v in options.items() for x in (f"TRAINER.PROXYFDA.{k}", v)])
+    return cfg
+
+
+class Scaler:
+    """The interface of GradScaler that the family uses, with a fixed scale."""
+
+    def get_scale(self):
+        return 1024.0
+
+    def is_enabled(self):
+        return True
+
+    def scale(self, loss):
+        return loss * 1024.0
+
+
+class Encoder(nn.Module):
+    """A frozen two-layer network, optionally shifted by a prompt at its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(DIM, 12), nn.Tanh(), nn.Linear(12, DIM))
+
+    def forward(self, x, prompt=None):
+        return self.net(x if prompt is None else x + prompt)
+
+
+class Model(nn.Module):
+    """``image_encoder``, ``text_encoder``, ``prompt_learner``; the subclass says how they meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_encoder, self.text_encoder = Encoder(), Encoder()
+        self.prompt_learner = nn.ParameterDict(
+            {"ctx": nn.Parameter(torch.randn(DIM)), "vis": nn.Parameter(torch.randn(DIM))}
+        )
+        self.register_buffer("names", torch.randn(CLASSES, DIM))
+        for encoder in (self.image_encoder, self.text_encoder):
+            encoder.requires_grad_(False)
+
+    @staticmethod
+    def logits(images, texts):
+        return 10 * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).transpose(-1, -2)
+
+
+class TextPrompts(Model):
+    """CoOp's manner: one set of class texts, image encoder frozen and run without gradient."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            images = self.image_encoder(x)
+        return self.logits(images, self.text_encoder(self.names, self.prompt_learner["ctx"]))
+
+
+class ConditionalPrompts(Model):
+    """CoCoOp's manner: the text encoder is called once per image."""
+
+    def forward(self, x):
+        images = self.image_encoder(x)
+        rows = []
+        for feature in images:
+            texts = self.text_encoder(self.names, self.prompt_learner["ctx"] * feature)
+            rows.append(self.logits(feature[None], texts)[0])
+        return torch.stack(rows)
+
+
+class BothPrompts(Model):
+    """MaPLe's manner: prompts on both sides."""
+
+    def forward(self, x):
+        images = self.image_encoder(x, self.prompt_learner["vis"])
+        return self.logits(images, self.text_encoder(self.names, self.prompt_learner["ctx"]))
+
+
+class ConsistentPrompts(BothPrompts):
+    """PromptSRC's manner: forward returns a tuple that holds more than one loss."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits, self.prompt_learner["ctx"].square().sum()
+
+
+class Host:
+    """A trainer as in Dassl, cut down to what the plugin meets."""
+
+    model_class = TextPrompts
+    scaled = False
+    captured_frozen = 0
+
+    def __init__(self, cfg):
+        self.cfg, self.device = cfg, torch.device("cpu")
+        self.epoch = self.batch_idx = 0
+        self.check_cfg(cfg)
+        self.build_model()
+
+    def check_cfg(self, cfg):
+        pass
+
+    def build_model(self):
+        torch.manual_seed(0)
+        self.model = self.model_class()
+        self.optim = torch.optim.SGD(self.model.prompt_learner.parameters(), lr=0.1)
+        self.scaler = Scaler() if self.scaled else None
+
+    def task_loss(self, batch):
+        output = self.model(batch["img"])
+        if isinstance(output, tuple):
+            logits, extra = output
+            return F.cross_entropy(logits, batch["label"]) + 0.1 * extra
+        return F.cross_entropy(output, batch["label"])
+
+    def forward_backward(self, batch):
+        loss = self.task_loss(batch)
+        self.optim.zero_grad()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return {"loss": loss.item()}
+
+    def frozen_text_features(self):
+        return self.model.text_encoder(self.model.names)
+
+    def frozen_image_features(self, images):
+        self.captured_frozen += 1
+        return self.model.image_encoder(images)
+
+
+class CoOpLike(Host):
+    pass
+
+
+class ScaledCoOpLike(Host):
+    scaled = True
+
+
+class CoCoOpLike(Host):
+    model_class = ConditionalPrompts
+
+
+class MaPLeLike(Host):
+    model_class = BothPrompts
+
+
+class PromptSRCLike(Host):
+    model_class = ConsistentPrompts
+
+
+def make_batch(seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "img": torch.randn(BATCH, DIM, generator=generator),
+        "label": torch.randint(CLASSES, (BATCH,), generator=generator),
+    }
