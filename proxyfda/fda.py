@@ -374,8 +374,9 @@ def standardised_form(cosines: Tensor, relations: Relations, slope: float) -> Te
 def match_form(cosines: Tensor, relations: Relations, slope: float) -> Tensor:
     """Soft targets (ours): mean_j KL(Bernoulli(q_ij) || Bernoulli(sigmoid(slope z_ij))).
 
-    q_ij = sigmoid(slope v_ij); z as in ``standardised``, v its frozen counterpart. That is binary cross-entropy less
-    the targets' entropy: 0 with zero gradient at the frozen features, positive elsewhere.
+    q_ij = sigmoid(slope v_ij); z as in ``standardised``, v its frozen counterpart. That is binary
+    cross-entropy less the targets' entropy: 0 with zero gradient at the frozen features, positive
+    elsewhere.
     """
     z = slope * relations.standardise(cosines)
     v = slope * relations.standardise(relations.similarities)
