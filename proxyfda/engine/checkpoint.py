@@ -1,0 +1,199 @@
+"""Checkpoints: `<model name>/model.pth.tar-<epoch>`, `model-best.pth.tar`, and `checkpoint`.
+
+Files are written whole or not at all, and read without running anything that they contain.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+
+import torch
+
+from .optim import fast_forward, steps_taken
+from .utils import mkdir_if_missing
+
+BEST = "model-best.pth.tar"
+POINTER = "checkpoint"  # its one line names the file saved last
+
+
+class Inert:
+    """Stands in for a pickled object of a class that is not loaded: keeps its attributes only."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def _plain_dict(*_):
+    return {}
+
+
+def _load_with_inert_objects(fpath):
+    """Load a file that pickles objects, such as Dassl's warm-up schedulers, as `Inert` ones.
+
+    Still torch's weights_only reader: every class or function that it does not know is replaced by
+    name, none is imported or called, and modules such as `os` stay forbidden.
+    """
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        raise RuntimeError("it pickles objects, which torch reads safely from 2.6 on")
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(fpath)
+    stand_ins = [
+        (_plain_dict if name == "collections.defaultdict" else Inert, name) for name in names
+    ]
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(fpath, map_location="cpu", weights_only=True)
+
+
+def load_checkpoint(fpath):
+    """Load a checkpoint's dict to the CPU.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that cannot be read.
+    """
+    if not fpath or not os.path.isfile(fpath):
+        raise FileNotFoundError(f'No checkpoint file at "{fpath}": check the folder and the epoch')
+    try:
+        try:
+            return torch.load(fpath, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            return _load_with_inert_objects(fpath)
+    except Exception as error:  # torch raises half a dozen kinds for truncated or foreign files
+        reason = " ".join(str(error).split()).split(". ")[0][:150]
+        raise ValueError(
+            f'"{fpath}" cannot be read as a checkpoint ({type(error).__name__}: {reason}): '
+            "delete it or restore it from a copy"
+        ) from error
+
+
+def _write_atomically(target, write):
+    """Call `write(temporary name)`, then move the file over `target` in one step."""
+    write(f"{target}.tmp")
+    os.replace(f"{target}.tmp", target)
+
+
+def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
+    """Save `state` (with keys state_dict and epoch) as `model_name` or model.pth.tar-<epoch>.
+
+    The pointer file follows once the checkpoint is in place; an interruption at any moment leaves
+    the previous one valid.
+    """
+    mkdir_if_missing(save_dir)
+    if remove_module_from_keys:
+        weights = {
+            key[len("module.") :] if key.startswith("module.") else key: value
+            for key, value in state["state_dict"].items()
+        }
+        state = {**state, "state_dict": weights}
+    model_name = model_name or f"model.pth.tar-{state['epoch']}"
+    fpath = os.path.join(save_dir, model_name)
+
+    def write_pointer(path):
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(f"{model_name}\n")
+
+    _write_atomically(fpath, lambda path: torch.save(state, path))
+    print(f"Checkpoint saved to {fpath}")
+    _write_atomically(os.path.join(save_dir, POINTER), write_pointer)
+    if is_best:
+        best = os.path.join(save_dir, BEST)
+        _write_atomically(best, lambda path: shutil.copyfile(fpath, path))
+        print(f'Best checkpoint saved to "{best}"')
+
+
+def last_saved(folder):
+    """Name of the file saved last in a model's folder; None if there is none."""
+    try:
+        with open(os.path.join(folder, POINTER), encoding="utf-8") as f:
+            return f.readline().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def find_checkpoint(directory, name, epoch=None):
+    """Path of the checkpoint of model `name` under a run's folder `directory`.
+
+    With an epoch, that one; otherwise model-best.pth.tar, or else the last one saved, which is then
+    printed. Raises FileNotFoundError naming what the folder holds.
+    """
+    folder = os.path.join(directory, name)
+    model_file = BEST if epoch is None else f"model.pth.tar-{epoch}"
+    if epoch is None and not os.path.isfile(os.path.join(folder, BEST)):
+        model_file = last_saved(folder) or BEST
+        if model_file != BEST:
+            print(f'No {BEST} in "{folder}", taking the last checkpoint saved: {model_file}')
+    path = os.path.join(folder, model_file)
+    if not os.path.isfile(path):
+        files = os.listdir(folder) if os.path.isdir(folder) else []
+        found = sorted(f for f in files if ".pth.tar" in f and not f.endswith(".tmp"))
+        raise FileNotFoundError(
+            f'Model not found at "{path}" (there: {", ".join(found) or "no checkpoint"}): give '
+            "the output folder of a training run, and an epoch that it saved"
+        )
+    return path
+
+
+def load_weights(model, state_dict, origin, strict=True):
+    """`model.load_state_dict` with a mismatch as one sentence (ValueError)."""
+    try:
+        return model.load_state_dict(state_dict, strict=strict)
+    except RuntimeError as error:
+        details = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f'The weights in "{origin}" do not fit the model; was it trained with another config? '
+            f"({details})"
+        ) from error
+
+
+def restore_from_folder(fdir, model, optimizer=None, scheduler=None):
+    """Load the checkpoint saved last in `fdir` into model, optimiser and schedule."""
+    fpath = os.path.join(fdir, last_saved(fdir) or POINTER)
+    print(f'Loading checkpoint from "{fpath}"')
+    checkpoint = load_checkpoint(fpath)
+    load_weights(model, checkpoint["state_dict"], fpath)
+    print("Loaded model weights")
+    if scheduler is not None and checkpoint.get("scheduler"):
+        fast_forward(scheduler, steps_taken(checkpoint["scheduler"]))
+        print("Loaded scheduler")
+    if optimizer is not None and checkpoint.get("optimizer"):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        if scheduler is not None:  # the schedule's, which may have been given more epochs
+            for group, lr in zip(optimizer.param_groups, rates):
+                group["lr"] = lr
+        print("Loaded optimizer")
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint
+
+
+def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
+    """Continue from the checkpoint saved last in `fdir`; returns the number of epochs done."""
+    return restore_from_folder(fdir, model, optimizer, scheduler)["epoch"]
+
+
+def load_pretrained_weights(model, weight_path):
+    """Load what agrees in name and size with `model`; ValueError if nothing does."""
+    checkpoint = load_checkpoint(weight_path)
+    own = model.state_dict()
+    matched, discarded = {}, []
+    for key, value in checkpoint.get("state_dict", checkpoint).items():
+        key = key[len("module.") :] if key.startswith("module.") else key
+        if key in own and own[key].shape == value.shape:
+            matched[key] = value
+        else:
+            discarded.append(key)
+    if not matched:
+        raise ValueError(
+            f'Nothing in "{weight_path}" agrees with the model in name and size '
+            f"(model: {', '.join(list(own)[:3])}; file: {', '.join(discarded[:3])})"
+        )
+    model.load_state_dict({**own, **matched})
+    print(f"Successfully loaded pretrained weights from {weight_path}")
+    if discarded:
+        print(f"Layers discarded due to unmatched keys or size: {discarded}")
