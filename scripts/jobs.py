@@ -89,10 +89,9 @@ def default_config(trainer: str, dataset: str) -> str:
 
 def find_config(trainer: str, cfg: str) -> str:
     """Path of ``configs/trainers/<trainer>/<cfg>.yaml``, else of the same for the trainer's host."""
-    tried = [
-        osp.join(CONFIGS, "trainers", name, f"{cfg}.yaml")
-        for name in dict.fromkeys([trainer, host_name(trainer)])
-    ]
+    # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
+    names = dict.fromkeys([trainer, "CoOp" if trainer in ZERO_SHOT else host_name(trainer)])
+    tried = [osp.join(CONFIGS, "trainers", name, f"{cfg}.yaml") for name in names]
     for path in tried:
         if osp.isfile(path):
             return path

@@ -1,5 +1,7 @@
 """The plugin on stand-in hosts: gradients against an explicit sum, options, checkpoints of its own."""
 
+import copy
+
 import pytest
 import torch
 
@@ -108,7 +110,9 @@ def test_frozen_image_features_are_their_own_anchors():
 
 
 @pytest.mark.parametrize(
-    ("host", "space"), [(hosts.CoOpLike, "cross"), (hosts.MaPLeLike, "image")], ids=["frozen", "tuned"]
+    ("host", "space"),
+    [(hosts.CoOpLike, "cross"), (hosts.MaPLeLike, "image")],
+    ids=["frozen", "tuned"],
 )
 def test_default_space_follows_the_image_encoder(host, space):
     batch = hosts.make_batch()
@@ -154,7 +158,7 @@ def test_generator_state_round_trip():
     cfg = hosts.make_cfg(M=0, N=0)
     first = make_trainer(hosts.CoOpLike)(cfg)
     first.forward_backward(batch)
-    state = {k: v for k, v in first._fda.state_dict().items()}
+    state = copy.deepcopy(first._fda.state_dict())
     second = make_trainer(hosts.CoOpLike)(cfg)
     second._fda.load_state_dict(state)
     assert first.forward_backward(batch) == second.forward_backward(batch)
