@@ -1,0 +1,273 @@
+"""Prompted text and image encoders: thin wrappers around the modules of an open_clip model.
+
+Nothing is copied: the wrappers hold the model's own submodules and parameters, and add prompts
+at the input and at the inputs of deeper blocks (Jia et al., Visual Prompt Tuning, 2022; Zhou et
+al., CoOp, 2022; Khattak et al., MaPLe, 2023, and PromptSRC, 2023).
+
+Depth d of prompting means d sets of prompts: the ones at the input, and one before each of the
+blocks 1..d-1 (counting from 0), where they take the place of what the previous set has become.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class FrozenEncoder(nn.Module):
+    """A module that stays in eval mode: parts of a frozen CLIP do, whatever holds them."""
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        return super().train(False)
+
+
+def expand_prompts(prompts: Tensor, like: Tensor) -> Tensor:
+    """Shared [t, w] or per-sample [n, t, w] prompts as [n, t, w] in the dtype of ``like``."""
+    if prompts.dim() == 2:
+        prompts = prompts.unsqueeze(0)
+    if prompts.dim() != 3 or prompts.shape[-1] != like.shape[-1]:
+        raise ValueError(
+            f"prompts of shape {tuple(prompts.shape)} do not fit tokens of width "
+            f"{like.shape[-1]}; give [t, {like.shape[-1]}] or [n, t, {like.shape[-1]}]."
+        )
+    return prompts.to(like.dtype).expand(like.shape[0], -1, -1)
+
+
+def run_blocks(
+    transformer: nn.Module,
+    x: Tensor,
+    attn_mask: Tensor | None,
+    deep_prompts: Sequence[Tensor],
+    replace,
+) -> Tensor:
+    """Run x [n, L, w] through the blocks; before block j+1, ``x = replace(x, deep_prompts[j])``."""
+    blocks = transformer.resblocks
+    if len(deep_prompts) >= len(blocks):
+        raise ValueError(
+            f"prompt depth {len(deep_prompts) + 1} exceeds the {len(blocks)} layers of the "
+            f"encoder; set it to at most {len(blocks)}."
+        )
+    batch_first = getattr(transformer, "batch_first", False)
+    for index, block in enumerate(blocks):
+        if 0 < index <= len(deep_prompts):
+            x = replace(x, deep_prompts[index - 1])
+        y = x if batch_first else x.transpose(0, 1)
+        if transformer.grad_checkpointing and torch.is_grad_enabled():
+            y = checkpoint(block, y, attn_mask=attn_mask, use_reentrant=False)
+        else:
+            y = block(y, attn_mask=attn_mask)
+        x = y if batch_first else y.transpose(0, 1)
+    return x
+
+
+class TextEncoder(FrozenEncoder):
+    """The causal text transformer of an open_clip model, fed with embeddings.
+
+    Attributes: ``width`` of the tokens, ``num_layers``, ``context_length``, ``output_dim``,
+    ``tokenizer``, and ``dtype``, the one the blocks compute in.
+    """
+
+    def __init__(self, clip: nn.Module):
+        super().__init__()
+        text = getattr(clip, "text", clip)
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.register_buffer("attn_mask", text.attn_mask, persistent=False)
+        self.pool_type = getattr(text, "text_pool_type", None) or text.pool_type
+        self.eos_id = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+        self.tokenizer = getattr(clip, "tokenizer", None)
+        self.context_length = text.context_length
+        self.width = self.token_embedding.weight.shape[1]
+        self.num_layers = len(self.transformer.resblocks)
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.get_cast_dtype()
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token ids [n, context_length] on the encoder's device.
+
+        Raises:
+            ValueError: a text is too long (the tokenizer alone would cut it silently).
+        """
+        encode = getattr(self.tokenizer, "encode", None)
+        for text in texts if encode else ():
+            length = len(encode(text)) + 2  # start and end of text
+            if length > self.context_length:
+                raise ValueError(
+                    f"the prompt {text!r} has {length} tokens, the text encoder takes "
+                    f"{self.context_length}; use fewer context tokens or a shorter class name."
+                )
+        return self.tokenizer(texts).to(self.token_embedding.weight.device)
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids [n, L] to their embeddings [n, L, w], without positional embedding."""
+        return self.token_embedding(tokens)
+
+    def eot_positions(self, tokenized_prompts: Tensor) -> Tensor:
+        """Position [n] of the end-of-text token, where the text features are read."""
+        if self.pool_type == "eos":
+            return (tokenized_prompts == self.eos_id).int().argmax(dim=-1)
+        return tokenized_prompts.argmax(dim=-1)  # it has the highest id of the vocabulary
+
+    def forward(
+        self,
+        prompts: Tensor,
+        tokenized_prompts: Tensor,
+        deep_prompts: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Text features, not normalised.
+
+        Args:
+            prompts: embeddings [n, L, w] without positional embedding.
+            tokenized_prompts: ids [n, L'] of the same prompts; they say where each text ends.
+                Everything after the longest of them is cut off, which changes no feature as the
+                attention is causal; L may be that short already.
+            deep_prompts: entry j, [t, w] or [n, t, w], takes positions 1..t at the input of
+                block j+1.
+
+        Returns:
+            [n, d] features.
+        """
+        ends = self.eot_positions(tokenized_prompts).to(prompts.device)
+        length = int(ends.max()) + 1
+        if prompts.shape[1] < length:
+            raise ValueError(
+                f"prompts of {prompts.shape[1]} tokens are shorter than their text, which ends at "
+                f"token {length}; give the embeddings of the whole text."
+            )
+        deep_prompts = deep_prompts or ()
+        x = prompts[:, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
+        mask = self.attn_mask[:length, :length]
+
+        def replace(x: Tensor, new: Tensor) -> Tensor:
+            new = expand_prompts(new, x)
+            if new.shape[1] + 2 > length:
+                raise ValueError(
+                    f"{new.shape[1]} deep prompts do not fit before the end of texts of {length} "
+                    f"tokens; the prompts at the input must be as many."
+                )
+            return torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
+
+        x = run_blocks(self.transformer, x, mask, deep_prompts, replace)
+        # LayerNorm acts on each token alone: only the one that is read needs it
+        x = self.ln_final(x[torch.arange(x.shape[0], device=x.device), ends])
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(x)
+        return x if self.text_projection is None else x @ self.text_projection
+
+    @torch.no_grad()
+    def encode(self, texts: list[str], chunk: int = 256) -> Tensor:
+        """Features [n, d] of plain texts, not normalised, ``chunk`` texts at a time.
+
+        Hooks on this module do not see them: they are for the features of the prompts at work.
+        """
+        parts = self.tokenize(texts).split(chunk)
+        return torch.cat([self.forward(self.embed(tokens), tokens) for tokens in parts])
+
+
+class ImageEncoder(FrozenEncoder):
+    """The image tower of an open_clip model; vision transformers take prompts.
+
+    Attributes: ``image_size`` in pixels, ``width`` of the tokens and ``num_layers`` (0 for towers
+    without tokens), and ``dtype``, the one of the weights.
+    """
+
+    def __init__(self, clip: nn.Module):
+        super().__init__()
+        self.visual = clip.visual
+        size = getattr(self.visual, "image_size", None)
+        self.image_size = size[0] if isinstance(size, (tuple, list)) else size
+        self.takes_prompts = hasattr(self.visual, "class_embedding")
+        blocks = self.visual.transformer.resblocks if self.takes_prompts else ()
+        self.num_layers = len(blocks)
+        self.width = self.visual.class_embedding.shape[0] if self.takes_prompts else 0
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.visual.parameters() if p.dim() == 4)
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Tensor | None = None,
+        deep_prompts: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Image features, not normalised.
+
+        Args:
+            images: [B, 3, H, W], normalised as the model expects.
+            prompts: [t, w] or [B, t, w]; they come after the patches, without positional
+                embedding, and before ``ln_pre``.
+            deep_prompts: entry j, of the same kind, takes the place of the prompts' outputs at
+                the input of block j+1.
+
+        Returns:
+            [B, d] features.
+
+        Raises:
+            ValueError: prompts for a tower without tokens, such as a ResNet.
+        """
+        images = images.to(self.dtype)
+        deep_prompts = deep_prompts or ()
+        if prompts is None and not deep_prompts:
+            out = self.visual(images)
+            return out[0] if isinstance(out, tuple) else out
+        if not self.takes_prompts:
+            raise ValueError(
+                f"a {type(self.visual).__name__} (RN50 and other towers that are no open_clip "
+                f"vision transformer) has no tokens to prompt; use a ViT such as ViT-B/16."
+            )
+
+        visual = self.visual
+        x = visual.conv1(images).flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        x = visual.patch_dropout(x)
+        n = x.shape[1]
+
+        def replace(x: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([x[:, :n], expand_prompts(new, x)], dim=1)
+
+        if prompts is not None:
+            x = replace(x, prompts)
+        x = run_blocks(visual.transformer, visual.ln_pre(x), None, deep_prompts, replace)
+        # The prompts are not among the tokens that are pooled.
+        pooled, _ = visual._pool(x[:, :n])
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Features [B, d] without prompts, not normalised; unseen by hooks, as in TextEncoder."""
+        return self.forward(images)
+
+
+class StateCache:
+    """Keeps what was computed from some parameters until one of them changes.
+
+    Only used while gradients are off. The state of a parameter is its storage and version
+    counter, which every in-place change moves on: optimiser steps, ``load_state_dict``, ``copy_``.
+    """
+
+    def __init__(self):
+        self._key = self._value = None
+
+    def get(self, module: nn.Module, compute):
+        """``compute()``, or its last result if no parameter of ``module`` has changed since."""
+        if torch.is_grad_enabled():
+            return compute()
+        states = [(p.data_ptr(), p._version) for p in module.parameters()]
+        key = (torch.is_autocast_enabled(), *states)
+        if key != self._key:
+            self._value = compute()
+            self._key = key
+        return self._value

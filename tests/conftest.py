@@ -1,0 +1,37 @@
+"""Fixtures for all tests: the random CLIPs, made once per session."""
+
+import pytest
+import random_clip
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_state():
+    """State dict of a tiny random CLIP in OpenAI's layout; copy before changing."""
+    return random_clip.state_dict(1, random_clip.TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny_state, tmp_path_factory):
+    """A file with that state dict."""
+    path = tmp_path_factory.mktemp("clip") / "tiny.pt"
+    torch.save(tiny_state, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_file(tmp_path_factory):
+    """File of the CLIP that the reference numbers were computed with."""
+    path = tmp_path_factory.mktemp("clip") / "reference.pt"
+    torch.save(random_clip.state_dict(0), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_clip(reference_file):
+    """That CLIP, loaded."""
+    from proxyfda.clip import load_clip
+
+    return load_clip("ViT-B/16", str(reference_file))
