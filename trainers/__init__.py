@@ -1,0 +1,3 @@
+"""The trainers; importing this package registers them all."""
+
+from trainers import coop, zsclip  # noqa: F401

@@ -1,0 +1,349 @@
+"""What the prompt-tuning trainers share: the prompted CLIP and the trainer around it.
+
+A trainer of the family is a prompt learner (:class:`PromptLearner`) and the few lines that build
+it (:meth:`PromptTrainer.build_prompt_learner`); one with further loss terms overrides
+:meth:`PromptTrainer.loss_terms`, one with its own way of making logits the model
+(:meth:`PromptTrainer.build_clip_model`).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from proxyfda.clip import (
+    PRECISIONS,
+    ImageEncoder,
+    StateCache,
+    TextEncoder,
+    did_you_mean,
+    load_clip,
+    mismatches,
+    plain_name,
+    resolve_precision,
+)
+from proxyfda.dassl import (
+    TrainerX,
+    build_lr_scheduler,
+    build_optimizer,
+    find_checkpoint,
+    load_checkpoint,
+    load_pretrained_weights,
+)
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def dataset_template(dataset) -> str:
+    """The hand-written prompt of a dataset, or CLIP's general one."""
+    return getattr(dataset, "template", None) or DEFAULT_TEMPLATE
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features of length 1, in fp32: half precision loses too much in the square sum."""
+    return F.normalize(features.float(), dim=-1)
+
+
+class PromptLearner(nn.Module):
+    """The learnables of a trainer; its state dict is what checkpoints hold.
+
+    Subclasses set ``tokenized_prompts`` (a buffer [n, L] outside the state dict) and override
+    ``text_prompts`` and, where the image side is prompted too, ``image_prompts``.
+    """
+
+    tokenized_prompts: Tensor
+
+    def text_prompts(self) -> tuple[Tensor, Sequence[Tensor]]:
+        """Embedded prompts [n, L, w] of the classes, and the prompts of deeper blocks."""
+        raise NotImplementedError
+
+    def image_prompts(self) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Prompts [t, w] of the image encoder's input, and those of deeper blocks."""
+        return None, ()
+
+    def forward(self) -> Tensor:
+        return self.text_prompts()[0]
+
+
+class PromptedCLIP(nn.Module):
+    """A frozen CLIP whose encoders take the prompts of a prompt learner.
+
+    Attributes: ``image_encoder``, ``text_encoder``, ``prompt_learner``, ``logit_scale`` and
+    ``dtype``, as upstream names them.
+    """
+
+    def __init__(self, clip: nn.Module, prompt_learner: PromptLearner, text_encoder: TextEncoder):
+        super().__init__()
+        self.prompt_learner = prompt_learner
+        self.image_encoder = ImageEncoder(clip)
+        self.text_encoder = text_encoder
+        self.logit_scale = clip.logit_scale
+        self._text_cache = StateCache()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.image_encoder.dtype
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to features [B, d], not normalised."""
+        prompts, deep = self.prompt_learner.image_prompts()
+        return self.image_encoder(images, prompts, deep)
+
+    def encode_text(self) -> Tensor:
+        """Features [n, d] of the class prompts, not normalised."""
+        prompts, deep = self.prompt_learner.text_prompts()
+        return self.text_encoder(prompts, self.prompt_learner.tokenized_prompts, deep)
+
+    def text_features(self) -> Tensor:
+        """``encode_text``; without gradients computed once per state of the prompt learner."""
+        return self._text_cache.get(self.prompt_learner, self.encode_text)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosine similarities [B, n] in fp32."""
+        return self.logit_scale.exp() * unit(image_features) @ unit(text_features).t()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to logits [B, n]."""
+        return self.logits(self.encode_image(images), self.text_features())
+
+
+class CLIPTrainer(TrainerX):
+    """Loading CLIP, its precision, frozen features and exact test results.
+
+    Attributes:
+        config_node: the trainer's node under ``cfg.TRAINER``; its ``PREC`` is the precision.
+        last_result: of the last ``test``: split, accuracy (percent, not rounded), correct, total
+            and macro_f1 (percent).
+    """
+
+    config_node = ""
+    last_result: dict | None = None
+    _frozen_text: Tensor | None = None
+
+    @property
+    def options(self):
+        """The trainer's config node."""
+        return self.cfg.TRAINER[self.config_node]
+
+    def check_cfg(self, cfg):
+        if self.config_node not in cfg.TRAINER:
+            raise ValueError(
+                f"the config has no node TRAINER.{self.config_node}, which "
+                f"{type(self).__name__} reads; add it in extend_cfg as train.py does."
+            )
+        prec = cfg.TRAINER[self.config_node].PREC
+        if prec not in PRECISIONS:
+            raise ValueError(
+                f"TRAINER.{self.config_node}.PREC is {prec!r}{did_you_mean(prec, PRECISIONS)}; "
+                f"use one of {', '.join(PRECISIONS)}."
+            )
+
+    def load_clip(self) -> nn.Module:
+        """The frozen CLIP of the config, on the trainer's device.
+
+        Raises:
+            ValueError: also if INPUT.SIZE is not what the image encoder takes.
+        """
+        backbone, cfg = self.cfg.MODEL.BACKBONE, self.cfg
+        self.precision = resolve_precision(self.options.PREC, self.device)
+        print(f"Loading CLIP (backbone: {backbone.NAME})")
+        clip = load_clip(
+            backbone.NAME,
+            backbone.get("WEIGHTS", "openai"),
+            precision=self.precision,
+            device=self.device,
+        )
+        size = ImageEncoder(clip).image_size
+        if size and tuple(cfg.INPUT.SIZE) != (size, size):
+            raise ValueError(
+                f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the image encoder of {backbone.NAME} "
+                f'takes {size} x {size} pixels; set INPUT.SIZE "({size}, {size})".'
+            )
+        return clip
+
+    def frozen_text_features(self) -> Tensor:
+        """Features [n, d] of the dataset's hand-written prompts, not normalised; computed once."""
+        if self._frozen_text is None:
+            template = dataset_template(self.dm.dataset)
+            names = [plain_name(name) for name in self.dm.dataset.classnames]
+            self._frozen_text = self.model.text_encoder.encode([template.format(n) for n in names])
+        return self._frozen_text
+
+    def frozen_image_features(self, images: Tensor) -> Tensor:
+        """Features [B, d] of the frozen CLIP without prompts, not normalised."""
+        with self.autocast():
+            return self.model.image_encoder.encode(images)
+
+    def autocast(self):
+        """The context of forward passes in training: autocast for ``amp``."""
+        if self.precision != "amp":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.float16)
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    @torch.no_grad()
+    def test(self, split=None):
+        evaluate, results = self.evaluator.evaluate, {}
+        # The engine's test returns the first figure alone.
+        self.evaluator.evaluate = lambda: results.update(evaluate()) or results
+        try:
+            value = super().test(split)
+        finally:
+            del self.evaluator.evaluate
+        split = split or self.cfg.TEST.SPLIT
+        self.last_result = {
+            "split": split if split == "val" and self.val_loader is not None else "test",
+            "accuracy": 100.0 * self.evaluator._correct / self.evaluator._total,
+            "correct": int(self.evaluator._correct),
+            "total": int(self.evaluator._total),
+            "macro_f1": float(results["macro_f1"]),
+        }
+        return value
+
+
+class PromptTrainer(CLIPTrainer):
+    """Trains the prompt learner of a :class:`PromptedCLIP`, everything else being frozen.
+
+    Attributes:
+        model_name: name of the learnables among the trainer's models and in checkpoint folders.
+    """
+
+    model_name = "prompt_learner"
+
+    # -- what a trainer of the family defines ---------------------------------------------------
+
+    def build_prompt_learner(self, classnames: list[str], clip, text_encoder) -> PromptLearner:
+        """The prompt learner; fp32 learnables, whatever the precision of CLIP."""
+        raise NotImplementedError
+
+    def build_clip_model(self, classnames: list[str], clip) -> PromptedCLIP:
+        """The model; override where logits are made in another way."""
+        text_encoder = TextEncoder(clip)
+        learner = self.build_prompt_learner(classnames, clip, text_encoder)
+        return PromptedCLIP(clip, learner, text_encoder)
+
+    def loss_terms(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Named losses and the logits; ``loss`` is what is minimised, all are logged."""
+        logits = self.model(images)
+        return {"loss": F.cross_entropy(logits, labels)}, logits
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Further values for the log line."""
+        return {}
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's entries under our names. Upstream stores the embedded class names too;
+        they belong to the training classes and are dropped."""
+        return {k: v for k, v in state.items() if k not in ("token_prefix", "token_suffix")}
+
+    # -- building and training ------------------------------------------------------------------
+
+    def build_model(self):
+        cfg = self.cfg
+        clip = self.load_clip()
+        print("Building the prompted CLIP")
+        self.model = self.build_clip_model(self.dm.dataset.classnames, clip)
+        learner = self.model.prompt_learner
+        print("Only the prompt learner is trained; image and text encoder are frozen")
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        self.optim = build_optimizer(learner, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model(self.model_name, learner, self.optim, self.sched)
+        # fp16 gradients of small losses vanish unless the loss is scaled up
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "amp" else None
+
+    def forward_backward(self, batch):
+        images, labels = self.parse_batch_train(batch)
+        with self.autocast():
+            terms, logits = self.loss_terms(images, labels)
+        self.check_finite(terms)
+        self.model_zero_grad()
+        if self.scaler is None:
+            terms["loss"].backward()
+            self.model_update()
+        else:
+            self.scaler.scale(terms["loss"]).backward()
+            self.scaler.step(self.optim)
+            self.scaler.update()
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        summary = {name: term.item() for name, term in terms.items()}
+        return {**summary, **self.metrics(logits.detach(), labels)}
+
+    def check_finite(self, terms: dict[str, Tensor]) -> None:
+        """Raise FloatingPointError, with epoch, batch and terms, for a loss that is no number."""
+        if not torch.isfinite(terms["loss"]):
+            values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+            raise FloatingPointError(
+                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batch_idx + 1} "
+                f"({values}); lower OPTIM.LR or set TRAINER.{self.config_node}.PREC fp32."
+            )
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def load_model(self, directory, epoch=None):
+        """Load the learnables that this trainer, or upstream's, saved under a run folder.
+
+        Args:
+            directory: the run's folder; empty skips loading.
+            epoch: 1-based; without it the best model on the validation set, if one was kept,
+                else the last.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: a checkpoint whose names or shapes are not those of this trainer.
+        """
+        if not directory:
+            print("No model directory is given, so no weights are loaded")
+            return
+        for name in self.get_model_names():
+            path = find_checkpoint(directory, name, epoch)
+            checkpoint = load_checkpoint(path)
+            if not isinstance(checkpoint, dict) or not isinstance(
+                checkpoint.get("state_dict"), dict
+            ):
+                raise ValueError(f"{path} is no checkpoint of a trainer (it has no state_dict).")
+            state = self.adapt_state(dict(checkpoint["state_dict"]))
+            module = self._models[name]
+            self.check_fit(path, module.state_dict(), state)
+            epoch_saved = checkpoint.get("epoch", "unknown")
+            print(f'Loading weights to {name} from "{path}" (epoch = {epoch_saved})')
+            module.load_state_dict(state)
+
+    def check_fit(self, path: str, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+        """Raise ValueError, with what is missing, unexpected or of another shape."""
+        problems = mismatches(wanted, given)
+        if problems:
+            raise ValueError(
+                f"{path} does not fit this {type(self).__name__}: {problems}; "
+                f"{self.misfit_remedy(wanted, given)}."
+            )
+
+    def misfit_remedy(self, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+        """What to do about a checkpoint that does not fit."""
+        node = f"TRAINER.{self.config_node}"
+        if "ctx" in wanted and "ctx" in given:
+            ours, theirs = wanted["ctx"].shape, given["ctx"].shape
+            if ours[-1] != theirs[-1]:
+                return "it was trained with a backbone of another width: set MODEL.BACKBONE.NAME"
+            if ours[-2] != theirs[-2]:
+                return (
+                    f"it has {theirs[-2]} context tokens and the config asks for {ours[-2]}: set "
+                    f"{node}.N_CTX or {node}.CTX_INIT as in its training"
+                )
+            if len(ours) != len(theirs):
+                return f"set {node}.CSC {len(theirs) == 3}"
+            if ours != theirs:
+                return (
+                    f"its contexts belong to {theirs[0]} classes of their own and cannot serve "
+                    f"these {ours[0]}: evaluate on the classes of its training"
+                )
+        return f"check --trainer, --model-dir and the options under {node}"

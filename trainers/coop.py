@@ -1,0 +1,96 @@
+"""CoOp: learnable context words of the class prompts.
+
+Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from proxyfda.clip import POSITIONS, ClassPrompts, TextEncoder, did_you_mean, initial_context
+from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
+from trainers.base import PromptLearner, PromptTrainer
+
+
+class ContextLearner(PromptLearner):
+    """Context vectors ``ctx``: [n_ctx, w] shared by all classes, or [n, n_ctx, w] one set each.
+
+    Args:
+        text_encoder: of the CLIP to be prompted.
+        classnames: n names.
+        n_ctx: number of context tokens where they start at random.
+        ctx_init: words to start from instead; n_ctx is then their number, and the context is
+            shared.
+        csc: class-specific contexts.
+        position: of the class name: ``end``, ``middle`` or ``front``.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        classnames: list[str],
+        n_ctx: int = 16,
+        ctx_init: str = "",
+        csc: bool = False,
+        position: str = "end",
+    ):
+        super().__init__()
+        words = ctx_init.replace("_", " ").strip()
+        if words:
+            n_ctx = len(words.split())
+            context = initial_context(text_encoder, words, n_ctx)
+            if csc:
+                print("CTX_INIT gives one context to all classes, CSC has no effect")
+        else:
+            kind = "class-specific contexts" if csc else "a generic context"
+            print(f"Initializing {kind}")
+            shape = (len(classnames), n_ctx) if csc else (n_ctx,)
+            context = torch.empty(*shape, text_encoder.width)
+            nn.init.normal_(context, std=0.02)
+        print(f'Initial context: "{words or " ".join(["X"] * n_ctx)}"')
+        print(f"Number of context words (tokens): {n_ctx}")
+        self.ctx = nn.Parameter(context)
+        self.class_prompts = ClassPrompts(text_encoder, classnames, n_ctx, words, position)
+
+    @property
+    def tokenized_prompts(self) -> Tensor:
+        return self.class_prompts.tokenized_prompts
+
+    def text_prompts(self):
+        return self.class_prompts(self.ctx), ()
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(PromptTrainer):
+    """Context optimisation; options under ``TRAINER.COOP``."""
+
+    config_node = "COOP"
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        options = cfg.TRAINER.COOP
+        if options.N_CTX < 1:
+            raise ValueError(
+                f"TRAINER.COOP.N_CTX is {options.N_CTX}; use at least 1 context token."
+            )
+        position = options.CLASS_TOKEN_POSITION
+        if position not in POSITIONS:
+            raise ValueError(
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}"
+                f"{did_you_mean(position, POSITIONS)}; use one of {', '.join(POSITIONS)}."
+            )
+
+    def build_prompt_learner(self, classnames, clip, text_encoder):
+        options = self.options
+        return ContextLearner(
+            text_encoder,
+            classnames,
+            options.N_CTX,
+            options.CTX_INIT,
+            options.CSC,
+            options.CLASS_TOKEN_POSITION,
+        )
+
+    def metrics(self, logits, labels):
+        return {"acc": compute_accuracy(logits, labels)[0].item()}
