@@ -12,25 +12,29 @@ import json
 import os
 import os.path as osp
 import platform
-import sys
 import time
 
 import torch
 import yaml
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401  (registers the readers)
 import proxyfda
+from proxyfda.errors import tell_mistakes
+
+if __name__ == "__main__":
+    tell_mistakes()  # before the imports, which choose the engine
+
+import datasets  # noqa: F401  (registers the readers)
 import trainers  # noqa: F401  (registers the trainers)
 from proxyfda.dassl import (
     ENGINE,
+    announce_engine,
     build_trainer,
     collect_env_info,
     get_cfg_default,
     set_random_seed,
     setup_logger,
 )
-from proxyfda.errors import one_sentence
 
 # What may differ between two runs in one output folder: it does not change what is computed.
 _FREE_KEYS = (
@@ -47,7 +51,14 @@ def extend_cfg(cfg):
     """Add the options of this repository to Dassl's defaults."""
     cfg.MODEL.BACKBONE.WEIGHTS = "openai"  # an open_clip tag, or a local file
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-    trainers.extend_cfg(cfg)
+
+    cfg.TRAINER.COOP = CfgNode()
+    cfg.TRAINER.COOP.N_CTX = 16  # number of context tokens
+    cfg.TRAINER.COOP.CSC = False  # class-specific context
+    cfg.TRAINER.COOP.CTX_INIT = ""  # initial words
+    cfg.TRAINER.COOP.PREC = "fp16"  # fp16, fp32 or amp
+    cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle or front
+
     proxyfda.extend_cfg(cfg)
 
 
@@ -264,7 +275,7 @@ def main(args):
         # Benchmarked kernels may differ from run to run.
         torch.backends.cudnn.benchmark = cfg.SEED < 0
     print_args(args, cfg)
-    print(f"Engine: {ENGINE}")
+    announce_engine()
     print(f"** System info **\n{collect_env_info()}\n")
     trainer = build_trainer(cfg)
     built = time.perf_counter()
@@ -307,5 +318,4 @@ def parser():
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        main(parser().parse_args(sys.argv[1:]))
+    main(parser().parse_args())

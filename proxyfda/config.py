@@ -130,7 +130,7 @@ class ProxyFDAConfig:
         return self.enabled and (self.weight > 0 or self.mode == "sampler")
 
     @classmethod
-    def from_cfg(cls, cfg: Any) -> "ProxyFDAConfig":
+    def from_cfg(cls, cfg: Any) -> ProxyFDAConfig:
         """Read and check ``cfg.TRAINER.PROXYFDA``.
 
         Raises:

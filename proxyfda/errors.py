@@ -6,47 +6,49 @@ import linecache
 import os
 import sys
 import traceback
-from contextlib import contextmanager
-from typing import Iterator
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def is_told(error: BaseException) -> bool:
-    """Whether our own code raised this on purpose, so that its message is written for the user."""
+    """Whether our own code raised this on purpose, so that its message is written for the user.
+
+    That is: the innermost frame is a ``raise`` statement of this repository, or the exception says
+    so by an attribute ``told``.
+    """
+    if getattr(error, "told", False):
+        return True
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return False
     frame, line = frames[-1]
     path = os.path.abspath(frame.f_code.co_filename)
-    if not path.startswith(_ROOT + os.sep) or f"{os.sep}.venv{os.sep}" in path:
+    if not path.startswith(_ROOT + os.sep) or f"{os.sep}site-packages{os.sep}" in path:
         return False
-    # A raise statement may span lines; the frame names its first or last, by Python version.
-    around = [
-        linecache.getline(path, number).strip() for number in range(line, max(line - 6, 0), -1)
-    ]
-    return any(text.startswith("raise ") for text in around)
+    # A raise statement may span lines; which of them the frame names depends on Python's version.
+    lines = range(line, max(line - 8, 0), -1)
+    return any(linecache.getline(path, number).strip().startswith("raise ") for number in lines)
 
 
 def sentence(error: BaseException) -> str:
-    """The message of an error (``KeyError`` would quote its own)."""
+    """The message of an error (``str`` of a ``KeyError`` would quote it)."""
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turn a told error into ``error: <sentence>`` on stderr and exit code 2.
+def tell_mistakes() -> None:
+    """From now on an uncaught error of the user's ends the program with ``error: <sentence>``.
 
-    Anything else keeps its traceback, and so does everything with ``PROXYFDA_TRACEBACK=1``.
-    Ctrl-C ends with exit code 130.
+    For entry points. The exit code is 1; anything unforeseen keeps its traceback, and so does
+    everything with ``PROXYFDA_TRACEBACK=1``. Ctrl-C ends with exit code 130 and a hint.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("PROXYFDA_TRACEBACK") == "1" or not is_told(error):
-            raise
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        sys.exit(2)
+    show = sys.excepthook
+
+    def hook(kind, error, trace):
+        if issubclass(kind, KeyboardInterrupt):
+            print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+        elif os.environ.get("PROXYFDA_TRACEBACK") == "1" or not is_told(error):
+            show(kind, error, trace)
+        else:
+            print(f"error: {sentence(error)}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -60,7 +60,7 @@ class ProxyFDAMixin:
     fda_mode = "proxy_fda"
     fda_modules = {"image_encoder": "image_encoder", "text_encoder": "text_encoder"}
 
-    _fda: Optional["FeatureAlignment"] = None
+    _fda: Optional[FeatureAlignment] = None
     _fda_capture: Optional[FeatureCapture] = None
 
     # -- building ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from tqdm import tqdm
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from proxyfda.errors import is_told, one_sentence, sentence  # noqa: E402
+from proxyfda.errors import is_told, sentence, tell_mistakes
 
 CONFIGS = osp.join(ROOT, "configs")
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
@@ -88,7 +88,7 @@ def default_config(trainer: str, dataset: str) -> str:
 
 
 def find_config(trainer: str, cfg: str) -> str:
-    """Path of ``configs/trainers/<trainer>/<cfg>.yaml``, else of the same for the trainer's host."""
+    """Path of ``configs/trainers/<trainer>/<cfg>.yaml``, or of the same for its host."""
     # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
     names = dict.fromkeys([trainer, "CoOp" if trainer in ZERO_SHOT else host_name(trainer)])
     tried = [osp.join(CONFIGS, "trainers", name, f"{cfg}.yaml") for name in names]
@@ -97,7 +97,8 @@ def find_config(trainer: str, cfg: str) -> str:
             return path
     raise FileNotFoundError(
         f"no config {cfg!r} for trainer {trainer!r} (looked for "
-        f"{' and '.join(osp.relpath(path) for path in tried)}); name one of that folder with --cfg or CFG="
+        f"{' and '.join(osp.relpath(path) for path in tried)}); "
+        "name one of that folder with --cfg or CFG="
     )
 
 
@@ -309,11 +310,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time")
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     args, unknown = parser.parse_known_args()
-    with one_sentence():
-        return _main(args, args.rest + unknown)
-
-
-def _main(args: argparse.Namespace, opts: list[str]) -> int:
+    opts = args.rest + unknown
     shots = 16
     if opts and opts[0].lstrip("-").isdigit():
         shots, opts = int(opts[0]), opts[1:]
@@ -361,4 +358,5 @@ def _is_number(word: str) -> bool:
 
 
 if __name__ == "__main__":
+    tell_mistakes()
     sys.exit(main())

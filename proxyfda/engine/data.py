@@ -16,6 +16,8 @@ from .registry import build_dataset, check_availability
 class ImageError(OSError):
     """An image that cannot be read. Keeps to its one sentence when a loader worker hands it on."""
 
+    told = True  # also where the traceback ends in the loader (proxyfda.errors)
+
     def __init__(self, message):
         # A DataLoader rebuilds a worker's exception from its whole traceback as text.
         super().__init__(str(message).rsplit("ImageError: ", 1)[-1].strip())

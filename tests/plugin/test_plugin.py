@@ -1,4 +1,4 @@
-"""The plugin on stand-in hosts: gradients against an explicit sum, options, checkpoints of its own."""
+"""The plugin on stand-in hosts: gradients against an explicit sum, options, state."""
 
 import copy
 

@@ -1,0 +1,6 @@
+"""The trainers with FDA and Proxy-FDA, made by the plugin as in any other codebase."""
+
+from proxyfda import register
+from trainers.coop import CoOp
+
+register(CoOp)
