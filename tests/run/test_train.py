@@ -1,0 +1,342 @@
+"""train.py and the job runner, on a tiny random CLIP and a folder of noise images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jobs
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import train
+from proxyfda import sampler
+from proxyfda.dassl import TRAINER_REGISTRY
+
+ROOT = Path(train.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A root of six class folders with eight noise images each, tinted by class."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(["ant", "bee", "cat", "dog", "elk", "fox"]):
+        for part, count in (("train", 8), ("test", 4)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (32, 32, 3)) + 20 * np.array([label, 6 - label, 3])
+                Image.fromarray(pixels.astype("uint8")).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_file):
+    """A trainer config for the tiny CLIP."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "DATALOADER": {
+                    "TRAIN_X": {"BATCH_SIZE": 6},
+                    "TEST": {"BATCH_SIZE": 16},
+                    "NUM_WORKERS": 0,
+                },
+                "INPUT": {
+                    "SIZE": [32, 32],
+                    "INTERPOLATION": "bicubic",
+                    "TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"],
+                },
+                "OPTIM": {
+                    "NAME": "sgd",
+                    "LR": 0.05,
+                    "MAX_EPOCH": 4,
+                    "LR_SCHEDULER": "cosine",
+                    "WARMUP_EPOCH": 1,
+                    "WARMUP_TYPE": "constant",
+                },
+                "TRAIN": {"PRINT_FREQ": 1, "CHECKPOINT_FREQ": 1},
+                "MODEL": {"BACKBONE": {"NAME": "ViT-B/16", "WEIGHTS": str(tiny_file)}},
+                "TRAINER": {"COOP": {"PREC": "fp32", "CTX_INIT": "a photo of a"}},
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def run(images, config, monkeypatch):
+    """Call train.main as the command line does; gives its result."""
+
+    def call(output, trainer, *words, seed=1):
+        argv = ["--root", str(images), "--seed", str(seed), "--trainer", trainer]
+        argv += ["--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml")]
+        argv += ["--config-file", str(config), "--output-dir", str(output), *map(str, words)]
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # the run's logger replaces it
+        return train.main(train.parser().parse_args(argv))
+
+    return call
+
+
+def learned(folder, epoch=4):
+    path = folder / "prompt_learner" / f"model.pth.tar-{epoch}"
+    return torch.load(path, weights_only=True)["state_dict"]["ctx"]
+
+
+BASE = ("DATASET.NUM_SHOTS", 4, "DATASET.SUBSAMPLE_CLASSES", "base")
+
+
+def test_a_run_leaves_its_result(run, tmp_path):
+    result = run(tmp_path / "out", "ProxyFDACoOp", *BASE)
+    stored = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert stored == result
+    assert stored["total"] == 12 and stored["accuracy"] == 100 * stored["correct"] / 12
+    assert (stored["trainer"], stored["config"]) == ("ProxyFDACoOp", "tiny")
+    assert (stored["shots"], stored["seed"], stored["subsample"]) == (4, 1, "base")
+    assert stored["cfg"]["TRAINER"]["PROXYFDA"]["WEIGHT"] > 0
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "loss_fda" in log and "loss_proxy" in log and "=> result" in log
+
+
+def test_the_same_seed_gives_the_same_prompt_and_another_seed_another(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, "ProxyFDACoOp", *BASE, seed=seed)
+    first, again, other = (learned(tmp_path / name) for name in "abc")
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "ProxyFDACoOp"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, tmp_path, monkeypatch, trainer):
+    mined = ("TRAINER.PROXYFDA.MINING", True, "TRAINER.PROXYFDA.M", 2, "TRAINER.PROXYFDA.N", 2)
+    run(tmp_path / "whole", trainer, *BASE, *mined)
+    cls = TRAINER_REGISTRY.get(trainer)
+    step = cls.forward_backward
+
+    def interrupted(self, batch):
+        if self.epoch == 2 and self.batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(cls, "forward_backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", trainer, *BASE, *mined)
+    assert not (tmp_path / "parts" / "result.json").exists()
+    monkeypatch.setattr(cls, "forward_backward", step)
+    run(tmp_path / "parts", trainer, *BASE, *mined)
+    assert torch.equal(learned(tmp_path / "whole"), learned(tmp_path / "parts"))
+
+
+def test_weight_zero_is_the_plain_trainer_bit_for_bit(run, tmp_path):
+    run(tmp_path / "plain", "CoOp", *BASE)
+    run(tmp_path / "off", "ProxyFDACoOp", *BASE, "TRAINER.PROXYFDA.WEIGHT", 0.0)
+    assert torch.equal(learned(tmp_path / "plain"), learned(tmp_path / "off"))
+
+
+@pytest.mark.parametrize(
+    ("saver", "loader"), [("CoOp", "ProxyFDACoOp"), ("ProxyFDACoOp", "CoOp")], ids=lambda v: v
+)
+def test_plain_and_proxy_fda_load_each_others_prompts(run, tmp_path, saver, loader):
+    trained = run(tmp_path / "trained", saver, *BASE)
+    again = run(
+        tmp_path / "again", loader, "--eval-only", "--model-dir", tmp_path / "trained", *BASE
+    )
+    assert again["accuracy"] == trained["accuracy"]
+
+
+def test_the_sampler_replaces_the_batches(run, tmp_path, monkeypatch):
+    batches = []
+    original = sampler.ClassBalancedBatchSampler.__iter__
+
+    def watched(self):
+        for batch in original(self):
+            batches.append(batch)
+            yield batch
+
+    monkeypatch.setattr(sampler.ClassBalancedBatchSampler, "__iter__", watched)
+    words = ("TRAINER.PROXYFDA.M", 3, "TRAINER.PROXYFDA.N", 2, "TRAINER.PROXYFDA.MODE", "sampler")
+    result = run(tmp_path / "out", "ProxyFDACoOp", *BASE, *words)
+    assert result and all(len(batch) == 6 for batch in batches)
+    assert "loss_fda" not in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_an_output_folder_of_another_config_is_refused_untouched(run, tmp_path):
+    run(tmp_path / "out", "CoOp", *BASE)
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    with pytest.raises(FileExistsError, match="OPTIM.LR is 0.05 there and 0.01 here"):
+        run(tmp_path / "out", "CoOp", *BASE, "OPTIM.LR", 0.01)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words", "message"),
+    [
+        ("CoOpp", (), "CoOpp.*CoOp"),
+        ("CoOp", ("OPTIM.LRR", 1), "'OPTIM.LRR' is no option; did you mean OPTIM.LR"),
+        ("CoOp", ("OPTIM.LR",), "come in pairs KEY VALUE"),
+        ("CoOp", ("OPTIM.MAX_EPOCH", "many"), "option OPTIM.MAX_EPOCH many.*wrong type"),
+        ("CoOp", ("TRAINER.COOP.PREC", "fp23"), "PREC is 'fp23'"),
+        ("CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/61"), "ViT-B/61"),
+        ("CoOp", ("MODEL.BACKBONE.WEIGHTS", "/nowhere/clip.pt"), "/nowhere/clip.pt"),
+        ("CoOp", ("DATASET.NAME", "EuroSAAT"), "EuroSAAT"),
+        ("CoOp", ("DATASET.ROOT", "/nowhere"), "/nowhere"),
+        ("CoOp", ("DATASET.NUM_SHOTS", 0), "NUM_SHOTS"),
+        ("CoOp", ("DATASET.SUBSAMPLE_CLASSES", "old"), "old"),
+        ("ProxyFDACoOp", ("TRAINER.PROXYFDA.K", 0), "TRAINER.PROXYFDA.K is 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else None,
+)
+def test_wrong_options_are_told_in_one_sentence(run, tmp_path, trainer, words, message):
+    with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message) as caught:
+        run(tmp_path / "out", trainer, *words)
+    from proxyfda.errors import is_told, sentence
+
+    assert is_told(caught.value)
+    assert "\n" not in sentence(caught.value)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_missing_config_names_those_that_exist(tmp_path):
+    args = train.parser().parse_args(
+        ["--config-file", str(ROOT / "configs/trainers/CoOp/vit.yaml")]
+    )
+    with pytest.raises(
+        FileNotFoundError, match="vit.yaml does not exist; the folder has .*rn50.yaml"
+    ):
+        train.setup_cfg(args)
+
+
+def test_later_settings_win(tmp_path, config):
+    args = train.parser().parse_args(
+        ["--config-file", str(config), "--trainer", "CoOp", "--seed", "3", "--root", "/a"]
+        + ["DATASET.NAME", "ImageFolder", "DATASET.ROOT", "/b", "OPTIM.LR", "1.0"]
+    )
+    cfg = train.setup_cfg(args)
+    assert (cfg.OPTIM.LR, cfg.DATASET.ROOT, cfg.SEED) == (1.0, "/b", 3)
+    assert cfg.OPTIM.MAX_EPOCH == 4  # of the file, over the default
+
+
+def test_an_infinite_loss_stops_the_run(run, tmp_path):
+    with pytest.raises(FloatingPointError, match="epoch [1-4], batch [1-9]"):
+        run(tmp_path / "out", "CoOp", *BASE, "OPTIM.LR", 1e30)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+# -- the runner ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_jobs(images, config, tmp_path, monkeypatch):
+    """Jobs of base2new on the tiny setting."""
+    folder = tmp_path / "configs" / "trainers" / "CoOp"
+    folder.mkdir(parents=True)
+    (folder / "tiny.yaml").write_text(config.read_text())
+    monkeypatch.setattr(jobs, "CONFIGS", str(tmp_path / "configs"))
+
+    def make(*trainers, opts=(), seed=1):
+        return [
+            job
+            for trainer in trainers
+            for job in jobs.base2new_jobs(
+                trainer,
+                str(ROOT / "configs/datasets/folder.yaml"),
+                seed,
+                shots=4,
+                cfg="tiny",
+                data=str(images),
+                output=str(tmp_path / "out"),
+                opts=[*map(str, opts)],
+            )
+        ]
+
+    return make
+
+
+def test_base2new_trains_tests_and_skips_what_is_complete(make_jobs, tmp_path, capsys):
+    todo = make_jobs("ZeroshotCLIP", "CoOp", "FDACoOp")
+    assert jobs.run(todo) == 0
+    tail = "folder/shots_4/FDACoOp/tiny/seed1/result.json"
+    base = json.loads((tmp_path / "out/base2new/train_base" / tail).read_text())
+    new = json.loads((tmp_path / "out/base2new/test_new" / tail).read_text())
+    assert (base["subsample"], new["subsample"]) == ("base", "new")
+    assert base["total"] == new["total"] == 12
+    stamps = {job.folder: os.stat(job.folder + "/result.json").st_mtime_ns for job in todo}
+    capsys.readouterr()
+    assert jobs.run(make_jobs("ZeroshotCLIP", "CoOp", "FDACoOp")) == 0
+    assert "6 of 6 jobs are complete already" in capsys.readouterr().out
+    assert stamps == {f: os.stat(f + "/result.json").st_mtime_ns for f in stamps}
+
+
+def test_a_folder_without_a_result_is_not_complete(make_jobs):
+    base, new = make_jobs("CoOp")
+    os.makedirs(base.folder)
+    assert not base.complete
+    assert jobs.run([base, new]) == 0
+    assert base.complete and new.complete
+
+
+def test_a_failing_job_is_told_and_the_others_go_on(make_jobs, capsys):
+    todo = make_jobs("CoOp", opts=("OPTIM.LR", 1e30)) + make_jobs("ZeroshotCLIP")
+    assert jobs.run(todo) == 1
+    told = capsys.readouterr().err
+    assert "CoOp folder seed 1, base: the loss is not finite" in told
+    assert "CoOp folder seed 1, new: the training that it evaluates failed" in told
+    assert "2 of 4 jobs failed" in told
+    assert [job.complete for job in todo] == [False, False, True, True]
+
+
+@pytest.mark.slow
+def test_jobs_in_parallel_give_the_same_numbers(make_jobs, monkeypatch, tmp_path):
+    todo = make_jobs("CoOp", "ProxyFDACoOp")
+    assert jobs.run(todo, workers=2) == 0
+    parallel = [json.loads(Path(job.folder, "result.json").read_text()) for job in todo]
+    (tmp_path / "out").rename(tmp_path / "parallel")
+    assert jobs.run(todo) == 0
+    for job, other in zip(todo, parallel):
+        assert (
+            json.loads(Path(job.folder, "result.json").read_text())["correct"] == other["correct"]
+        )
+
+
+def test_a_dry_run_writes_nothing(make_jobs, tmp_path, capsys):
+    assert jobs.run(make_jobs("CoOp"), dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "to run: CoOp folder seed 1, base" in printed and "--eval-only" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["CoOp", "nothing", "1"], "no dataset 'nothing'; use one of"),
+        (["CoOp", "folder", "one"], "SEED is 'one'"),
+        (["CoOp", "folder", "1", "0"], "SHOTS is 0"),
+        (["CoOp", "folder", "1", "--cfg", "vit"], "no config 'vit' for trainer 'CoOp'"),
+        (["CoOp", "folder", "1", "--fast"], "'--fast' is no option"),
+        (["Coop", "folder", "1"], "no default config for trainer 'Coop'"),
+    ],
+    ids=["dataset", "seed", "shots", "config", "flag", "trainer"],
+)
+def test_wrong_words_for_the_script_are_told(monkeypatch, tmp_path, words, message):
+    argv = ["jobs.py", *words, "--data", str(tmp_path), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        jobs.main()
+
+
+@pytest.mark.slow
+def test_the_command_line_ends_with_one_sentence_and_an_exit_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--trainer", "CoOp", "DATASET.NAME", "Nothing"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PROXYFDA_ENGINE": "embedded"},
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
