@@ -240,7 +240,7 @@ def write_result(cfg, args, trainer, seconds):
 
     result = {
         **trainer.last_result,
-        "dataset": cfg.DATASET.NAME,
+        "dataset": getattr(trainer.dm.dataset, "name", cfg.DATASET.NAME),
         "trainer": cfg.TRAINER.NAME,
         "config": osp.splitext(osp.basename(args.config_file))[0],
         "shots": cfg.DATASET.NUM_SHOTS,

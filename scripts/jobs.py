@@ -29,10 +29,9 @@ ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from proxyfda.errors import is_told, sentence, tell_mistakes
+from proxyfda.results import is_zero_shot, plain_trainer
 
 CONFIGS = osp.join(ROOT, "configs")
-ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
-PREFIXES = ("ProxyFDA", "FDA")
 
 
 @dataclass
@@ -62,14 +61,6 @@ class Job:
         return ["--output-dir", self.folder, *self.flags]
 
 
-def host_name(trainer: str) -> str:
-    """``ProxyFDACoOp`` -> ``CoOp``."""
-    for prefix in PREFIXES:
-        if trainer.startswith(prefix) and trainer != prefix:
-            return trainer[len(prefix) :]
-    return trainer
-
-
 def default_config(trainer: str, dataset: str) -> str:
     """Name of the config that the scripts take where none is given.
 
@@ -80,7 +71,7 @@ def default_config(trainer: str, dataset: str) -> str:
         return "bundled"
     with open(osp.join(CONFIGS, "base2new.yaml")) as file:
         names = yaml.safe_load(file)
-    host = host_name(trainer)
+    host = plain_trainer(trainer)[1]
     if host not in names:
         raise ValueError(f"no default config for trainer {trainer!r}; name one with --cfg or CFG=")
     choice = names[host]
@@ -90,7 +81,8 @@ def default_config(trainer: str, dataset: str) -> str:
 def find_config(trainer: str, cfg: str) -> str:
     """Path of ``configs/trainers/<trainer>/<cfg>.yaml``, or of the same for its host."""
     # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
-    names = dict.fromkeys([trainer, "CoOp" if trainer in ZERO_SHOT else host_name(trainer)])
+    host = "CoOp" if is_zero_shot(trainer) else plain_trainer(trainer)[1]
+    names = dict.fromkeys([trainer, host])
     tried = [osp.join(CONFIGS, "trainers", name, f"{cfg}.yaml") for name in names]
     for path in tried:
         if osp.isfile(path):
@@ -100,6 +92,12 @@ def find_config(trainer: str, cfg: str) -> str:
         f"{' and '.join(osp.relpath(path) for path in tried)}); "
         "name one of that folder with --cfg or CFG="
     )
+
+
+def bundled_datasets() -> list[str]:
+    """Names of the bundled datasets' configs."""
+    names = sorted(os.listdir(osp.join(CONFIGS, "datasets")))
+    return [name[: -len(".yaml")] for name in names if name.startswith("bundled_")]
 
 
 def dataset_config(dataset: str) -> str:
@@ -147,7 +145,7 @@ def base2new_jobs(
     rest = ["DATASET.NUM_SHOTS", str(shots), "TEST.SPLIT", split, *(opts or [])]
     name = f"{trainer} {dataset} seed {seed}" + (f" ({label})" if label else "")
     evaluate = ["--eval-only"]
-    zero_shot = trainer in ZERO_SHOT
+    zero_shot = is_zero_shot(trainer)
     base = Job(
         f"{name}, base",
         folders["train_base"],
@@ -292,7 +290,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("trainers", help="trainer, or several joined by commas")
-    parser.add_argument("datasets", help="dataset, or several joined by commas")
+    parser.add_argument(
+        "datasets", help="dataset, or several joined by commas; bundled: all of those"
+    )
     parser.add_argument("seeds", help="seed, or several joined by commas")
     parser.add_argument(
         "rest",
@@ -337,7 +337,7 @@ def main() -> int:
     jobs = [
         job
         for seed in seeds
-        for dataset in args.datasets.split(",")
+        for dataset in _datasets(args.datasets)
         for trainer in args.trainers.split(",")
         for job in base2new_jobs(
             trainer, dataset, seed, shots=shots, cfg=args.cfg, data=data, output=output, opts=opts
@@ -348,6 +348,11 @@ def main() -> int:
     if not args.dry_run:
         print(f"results in {output} ({time.time() - started:.0f} s)")
     return code
+
+
+def _datasets(words: str) -> list[str]:
+    names = [bundled_datasets() if word == "bundled" else [word] for word in words.split(",")]
+    return [name for group in names for name in group]
 
 
 def _is_number(word: str) -> bool:

@@ -7,7 +7,7 @@ cd "$ROOT"
 DATA="${DATA:-$ROOT/data}"
 OUTPUT="${OUTPUT:-$ROOT/output/quickstart}"
 "$PYTHON" -m datasets.bundled --root "$DATA"
-"$PYTHON" scripts/jobs.py ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp BUNDLED_LIST 1,2,3 \
+"$PYTHON" scripts/jobs.py ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp bundled 1,2,3 \
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
 "$PYTHON" -m proxyfda.results "$OUTPUT"
 "$PYTHON" -m proxyfda.figures "$OUTPUT" --out "$OUTPUT/figures"
