@@ -1,7 +1,7 @@
-"""The ablation behind docs/ablation.md: ``python scripts/ablation.py STUDY [STUDY ...] --data DATA``.
+"""The ablation behind docs/ablation.md: ``python scripts/ablation.py STUDY ... --data DATA``.
 
-Every setting is trained on the base classes of the bundled datasets with three seeds and measured on
-the validation split of base and new classes; the test split is not touched. A study is a list of
+Every setting is trained on the base classes of the bundled datasets with three seeds and measured
+on the validation split of base and new classes; the test split is not touched. A study is a list of
 settings; all are compared, dataset by dataset and seed by seed, with plain CoOp on random batches.
 """
 
