@@ -37,6 +37,7 @@ _STYLES = (
     {"color": "#6d597a", "marker": "P", "hatch": "++"},
 )
 _ZERO_SHOT = {"color": "black", "marker": "*"}
+_LONGEST_TITLE = 24
 _FOOTNOTE = "* runs are missing, see the table"
 
 
@@ -205,6 +206,8 @@ def _point(style):
 def _title(rows, dataset):
     here = [row for row in rows if row.dataset == dataset]
     title = here[0].title
+    if len(title) > _LONGEST_TITLE:
+        title = title[: _LONGEST_TITLE - 1] + "…"
     if dataset == AVERAGE:
         title += f" of {here[0].n_datasets}"
     return title + "*" * any(not row.complete for row in here)
@@ -263,7 +266,7 @@ def _arrow(axes, start, end, color, line):
 def _equal_h(axes):
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     base, new = np.meshgrid(
-        np.linspace(max(left, 0.1), right, 80), np.linspace(max(bottom, 0.1), top, 80)
+        np.linspace(max(left, 0.1), right, 40), np.linspace(max(bottom, 0.1), top, 40)
     )
     h = 2 * base * new / (base + new)
     low, high = h.min(), h.max()

@@ -288,10 +288,9 @@ class _Cells:
             for part, fault in list(lacking.items())[: 1 if whole else None]:
                 words = ["" if seed is None else f"seed {seed}", "" if whole else part]
                 missing.append((" ".join(filter(None, words)), fault))
-        if len(missing) > 1 and len(missing) == len(self.expected(group)):
-            faults = {fault for _, fault in missing}
-            if faults == {"not run"}:
-                return "not run"
+        places = {place[:2] for place in (*self.values, *self.faults)}
+        if missing and (group, dataset) not in places:
+            return "not run"
         return "; ".join(f"{what} ({fault})" if what else fault for what, fault in missing)
 
     def zero_shot(self, config, datasets):

@@ -12,12 +12,14 @@ def run_folder(root, part, dataset, trainer, seed, config="cfg", shots=16):
     )
 
 
-def write_run(root, part, dataset, trainer, seed, accuracy, config="cfg", shots=16, **more):
+def write_run(
+    root, part, dataset, trainer, seed, accuracy, config="cfg", shots=16, title=None, **more
+):
     folder = run_folder(root, part, dataset, trainer, seed, config, shots)
     folder.mkdir(parents=True, exist_ok=True)
     result = {
         "accuracy": accuracy,
-        "dataset": dataset,
+        "dataset": title or dataset,
         "trainer": trainer,
         "config": config,
         "shots": shots,
