@@ -103,8 +103,9 @@ class PromptedCLIP(nn.Module):
         return self._text_cache.get(self.prompt_learner, self.encode_text)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosine similarities [B, n] in fp32."""
-        return self.logit_scale.exp() * unit(image_features) @ unit(text_features).t()
+        """Scaled cosine similarities [B, n], in fp32 also under autocast."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.logit_scale.exp() * unit(image_features) @ unit(text_features).t()
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to logits [B, n]."""

@@ -254,20 +254,21 @@ class ImageEncoder(FrozenEncoder):
 class StateCache:
     """Keeps what was computed from some parameters until one of them changes.
 
-    Only used while gradients are off. The state of a parameter is its storage and version
-    counter, which every in-place change moves on: optimiser steps, ``load_state_dict``, ``copy_``.
+    Only used while gradients are off. The parameters are compared by value, with copies: fused
+    optimisers and edits through ``.data`` leave no trace in a tensor's version counter.
     """
 
     def __init__(self):
-        self._key = self._value = None
+        self._state: list[Tensor] = []
+        self._context = self._value = None
 
     def get(self, module: nn.Module, compute):
         """``compute()``, or its last result if no parameter of ``module`` has changed since."""
         if torch.is_grad_enabled():
             return compute()
-        states = [(p.data_ptr(), p._version) for p in module.parameters()]
-        key = (torch.is_autocast_enabled(), *states)
-        if key != self._key:
+        state = [p.detach() for p in module.parameters()]
+        context = [torch.is_autocast_enabled(), *((p.device, p.dtype, p.shape) for p in state)]
+        if context != self._context or not all(map(torch.equal, state, self._state)):
             self._value = compute()
-            self._key = key
+            self._context, self._state = context, [p.clone() for p in state]
         return self._value

@@ -394,12 +394,12 @@ def openai_config(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
 
 def build(config: dict[str, Any], precision: str) -> nn.Module:
     """An open_clip model with random weights, its matrices in fp16 for precision ``fp16``."""
-    config = {k: v for k, v in config.items() if k not in ("preprocess_cfg", "custom_text")} | {
-        "custom_text": config.get("custom_text", False)
-    }
-    kind = open_clip.CustomTextCLIP if config.pop("custom_text") else open_clip.CLIP
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    config = {k: v for k, v in config.items() if k not in ("preprocess_cfg", "custom_text")}
     half = precision == "fp16"
-    model = kind(**config, cast_dtype=torch.float16 if half else None)
+    # The weights drawn here are overwritten: they must not move what the caller draws next.
+    with torch.random.fork_rng(devices=[]):
+        model = kind(**config, cast_dtype=torch.float16 if half else None)
     if half:
         open_clip.convert_weights_to_lp(model, dtype=torch.float16)
         if config["vision_cfg"].get("timm_model_name"):

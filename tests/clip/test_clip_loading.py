@@ -276,3 +276,11 @@ def test_activation_follows_the_tag_not_the_name(
     clip = load_clip("ViT-Test", "some_tag")
     assert activation(clip) is expected
     assert clip.visual.image_mean == tag.get("mean", open_clip.OPENAI_DATASET_MEAN)
+
+
+def test_loading_leaves_the_random_stream_alone(tiny_file):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    load_clip("ViT-B/16", str(tiny_file))
+    assert torch.equal(torch.rand(2), expected)

@@ -7,10 +7,10 @@ import pytest
 import random_clip
 import torch
 from PIL import Image
-from train import extend_cfg
 
 import trainers  # noqa: F401  (registers the trainers)
 from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum, build_trainer, get_cfg_default
+from train import extend_cfg
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference_outputs.npz")
 CLASSNAMES = [str(name) for name in REFERENCE["classnames"]]
