@@ -137,28 +137,33 @@ def base2new_jobs(
     dataset = osp.splitext(osp.basename(dataset_file))[0]
     config_file = find_config(trainer, cfg)
     tail = osp.join(dataset, f"shots_{shots}", trainer, label or cfg, f"seed{seed}")
-    folders = {
-        part: osp.join(output, "base2new", part, tail) for part in ("train_base", "test_new")
-    }
+    name = f"{trainer} {dataset} seed {seed}" + (f" ({label})" if label else "")
     flags = ["--root", data, "--seed", str(seed), "--trainer", trainer]
     flags += ["--dataset-config-file", dataset_file, "--config-file", config_file]
-    rest = ["DATASET.NUM_SHOTS", str(shots), "TEST.SPLIT", split, *(opts or [])]
-    name = f"{trainer} {dataset} seed {seed}" + (f" ({label})" if label else "")
-    evaluate = ["--eval-only"]
-    zero_shot = is_zero_shot(trainer)
-    base = Job(
-        f"{name}, base",
-        folders["train_base"],
-        [*flags, *(evaluate if zero_shot else []), *rest, "DATASET.SUBSAMPLE_CLASSES", "base"],
-    )
-    if not zero_shot:
-        evaluate = [*evaluate, "--model-dir", base.folder]
-    new = Job(
-        f"{name}, new",
-        folders["test_new"],
-        [*flags, *evaluate, *rest, "DATASET.SUBSAMPLE_CLASSES", "new"],
-        after="" if zero_shot else base.folder,
-    )
+
+    def job(part: str, classes: str, *words: str, k: int = shots, after: str = "") -> Job:
+        rest = ["DATASET.NUM_SHOTS", str(k), "TEST.SPLIT", split, *(opts or [])]
+        rest += ["DATASET.SUBSAMPLE_CLASSES", classes]
+        folder = osp.join(output, "base2new", part, tail)
+        return Job(f"{name}, {part}", folder, [*flags, *words, *rest], after)
+
+    if split == "val":
+        # Few-shot sampling cuts the validation split to min(shots, 4) images per class, too few to
+        # choose by: train first, then evaluate both halves on the whole of it.
+        train = [] if is_zero_shot(trainer) else [job("train", "base")]
+        source = ["--model-dir", train[0].folder] if train else []
+        after = train[0].folder if train else ""
+        return train + [
+            job(part, classes, "--eval-only", *source, k=-1, after=after)
+            for part, classes in (("train_base", "base"), ("test_new", "new"))
+        ]
+    if is_zero_shot(trainer):
+        return [
+            job("train_base", "base", "--eval-only"),
+            job("test_new", "new", "--eval-only"),
+        ]
+    base = job("train_base", "base")
+    new = job("test_new", "new", "--eval-only", "--model-dir", base.folder, after=base.folder)
     return [base, new]
 
 

@@ -284,8 +284,8 @@ def test_a_failing_job_is_told_and_the_others_go_on(make_jobs, capsys):
     todo = make_jobs("CoOp", opts=("OPTIM.LR", 1e30)) + make_jobs("ZeroshotCLIP")
     assert jobs.run(todo) == 1
     told = capsys.readouterr().err
-    assert "CoOp folder seed 1, base: the loss is not finite" in told
-    assert "CoOp folder seed 1, new: the training that it evaluates failed" in told
+    assert "CoOp folder seed 1, train_base: the loss is not finite" in told
+    assert "CoOp folder seed 1, test_new: the training that it evaluates failed" in told
     assert "2 of 4 jobs failed" in told
     assert [job.complete for job in todo] == [False, False, True, True]
 
@@ -306,7 +306,7 @@ def test_jobs_in_parallel_give_the_same_numbers(make_jobs, monkeypatch, tmp_path
 def test_a_dry_run_writes_nothing(make_jobs, tmp_path, capsys):
     assert jobs.run(make_jobs("CoOp"), dry_run=True) == 0
     printed = capsys.readouterr().out
-    assert "to run: CoOp folder seed 1, base" in printed and "--eval-only" in printed
+    assert "to run: CoOp folder seed 1, train_base" in printed and "--eval-only" in printed
     assert not (tmp_path / "out").exists()
 
 
