@@ -84,13 +84,16 @@ class ProxyGenerator(nn.Module):
 
     Layout (ours; the paper: one attention layer, two convolutional layers, 23.6K parameters):
 
-    1. features minus their batch mean, down-projected d -> r, layer norm (once per feature);
-    2. one attention layer with unit queries and keys, each set attending to itself, with residual;
-    3. each set in order of falling frozen similarity to its anchor, two depthwise-separable
-       convolutions of width 3 along that order, each with residual;
-    4. adaptive average pooling gives a query per proxy; pooling weights are the softmax over the
-       set of scale times the cosine of query and member. The scale starts at 10 (learned):
-       unscaled, the weights would start uniform and all proxies coincide.
+    1. features minus their batch mean, down-projected d -> r, layer norm;
+    2. one attention layer with residual over the columns. An anchor's two sets together are the
+       batch, so this is the same for every anchor and done once;
+    3. adaptive average pooling of each set, in the order of falling frozen similarity to its
+       anchor, to one query per proxy;
+    4. two depthwise-separable convolutions of width 3 along each set's queries, with a ReLU
+       between them and a residual around both;
+    5. the pooling weights of a proxy are the softmax over its set of scale times the cosine of
+       query and member. The scale starts at 10 (learned): unscaled, the weights would start
+       uniform and all proxies coincide.
 
     d·r + 6 r^2 + 11 r + 1 parameters: 22,881 at d = 512, r = 32.
 
@@ -106,8 +109,6 @@ class ProxyGenerator(nn.Module):
         ValueError: an option out of range.
     """
 
-    _ATTENTION_SCALE = 10.0
-
     def __init__(
         self, dim: int, ratio: float = 0.4, *, width: int = 32, scale: float = 10.0
     ) -> None:
@@ -121,12 +122,12 @@ class ProxyGenerator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
-        self.taps = nn.ParameterList(
+        self.pointwise = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.depthwise = nn.ParameterList(
             nn.Parameter(torch.empty(3, width).uniform_(-1, 1) / math.sqrt(3)) for _ in range(2)
         )
-        self.mix = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self._cached_averages: Optional[Tuple[tuple, Tensor]] = None
+        self._cached: Optional[Tuple[tuple, Tensor, Tensor]] = None
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, ratio={self.ratio}, width={self.width}"
@@ -157,74 +158,67 @@ class ProxyGenerator(nn.Module):
         n, m = graph.shape
         if len(features) != m:
             raise ValueError(f"{len(features)} features meet {graph!r}; give its {m} columns.")
-        positives = self.count(graph.k)
+        positives, negatives = self.count(graph.k), self.count(graph.count - graph.k)
         if n == 0 or graph.count == 0:
             return Proxies(self.down.weight.new_zeros(n, 0, m), 0)
         with full_precision(features.device):
             x = unit_rows(features.detach()).to(self.down.weight.dtype)
-            tokens = self.norm(self.down(x - x.mean(0)))
-            sets = self._convolve(self._attend(tokens, graph), graph.k)
-            pooled = self._pool(sets, graph.k)
-            order = graph.order.unsqueeze(1).expand_as(pooled)
-            spread = pooled.new_zeros(n, pooled.shape[1], m)
-            return Proxies(spread.scatter(2, order, pooled), positives)
+            members = self._attend(self.norm(self.down(x - x.mean(0))))
+            queries = F.normalize(self._queries(members, graph), dim=2)
+            keys = self.log_scale.exp() * F.normalize(members, dim=1)
+            logits = (queries.view(-1, self.width) @ keys.t()).view(n, -1, m)
+            outside = torch.cat(
+                [
+                    (~graph.mask).unsqueeze(1).expand(n, positives, m),
+                    (graph.mask | ~graph.valid).unsqueeze(1).expand(n, negatives, m),
+                ],
+                dim=1,
+            )
+            return Proxies(logits.masked_fill(outside, -float("inf")).softmax(2), positives)
 
-    def _attend(self, tokens: Tensor, graph: NeighbourGraph) -> Tensor:
-        """Tokens [M, r] -> members of every anchor's sets in order, each set attended [N, S, r]."""
-        n, m = graph.shape
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Tokens [M, r] -> members [M, r]."""
         q, k, v = self.qkv(tokens).chunk(3, dim=1)
-        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
-        # Scores do not depend on the anchor, only the set that the softmax runs over does: so the
-        # sums over both sets of all anchors are two products, with nothing of size N x S x S.
-        # Scores are at most the scale, which is why the softmax needs no maximum per set.
-        scores = (self._ATTENTION_SCALE * (q @ k.t() - 1.0)).exp()
-        values = torch.cat([v, torch.ones_like(v[:, :1])], dim=1)
+        scores = q @ k.t() / math.sqrt(self.width)
+        return tokens + self.out(scores.softmax(1) @ v)
 
-        def attend(member: Tensor) -> Tensor:
-            chosen = member.t().to(values.dtype).unsqueeze(2) * values.unsqueeze(1)
-            return (scores @ chosen.reshape(m, -1)).view(m, n, -1)
+    def _queries(self, members: Tensor, graph: NeighbourGraph) -> Tensor:
+        """Members [M, r] -> one query per proxy [N, P, r]."""
+        n, m = graph.shape
+        averages, taps = self._constants(graph.count, graph.k, members)
+        # Place of every column in its anchor's order; 0 for the anchor itself, which is in no set.
+        place = torch.arange(1, graph.count + 1, device=members.device).expand(n, -1)
+        places = place.new_zeros(n, m).scatter_(1, graph.order, place)
+        pools = averages.index_select(1, places.view(-1)).view(-1, m)  # [P·N, M]
+        averaged = (pools @ members).view(-1, n * self.width)
+        hidden = averaged
+        for i, (pointwise, weight) in enumerate(zip(self.pointwise, self.depthwise)):
+            hidden = pointwise(hidden.view(-1, self.width)).view_as(averaged)
+            hidden = (taps @ hidden).view(3, -1, self.width) * weight.unsqueeze(1)
+            hidden = hidden.sum(0).view_as(averaged)
+            if i == 0:
+                hidden = F.relu(hidden)
+        return (averaged + hidden).view(-1, n, self.width).transpose(0, 1).contiguous()
 
-        near = graph.mask
-        sums = torch.where(
-            near.t().unsqueeze(2), attend(near), attend(graph.valid & ~near)
-        )  # [M, N, r + 1]: column j seen by the set of anchor i that j is in
-        flat = graph.order * n + torch.arange(n, device=tokens.device).unsqueeze(1)
-        sums = sums.reshape(m * n, -1).index_select(0, flat.reshape(-1))
-        mixed = self.out(sums[:, :-1] / sums[:, -1:])
-        members = tokens.index_select(0, graph.order.reshape(-1)) + mixed
-        return members.view(n, graph.count, self.width)
-
-    def _convolve(self, sets: Tensor, k: int) -> Tensor:
-        """Two depthwise-separable convolutions along each set; the sets do not see each other."""
-        size = sets.shape[1]
-        inner = torch.ones(size, 1, dtype=sets.dtype, device=sets.device)
-        inner[0] = 0
-        if k < size:
-            inner[k] = 0  # the first non-neighbour has no left neighbour of its own set
-        for taps, mix in zip(self.taps, self.mix):
-            left = F.pad(sets[:, :-1], (0, 0, 1, 0)) * inner
-            right = F.pad((sets * inner)[:, 1:], (0, 0, 0, 1))
-            sets = sets + F.gelu(mix(left * taps[0] + sets * taps[1] + right * taps[2]))
-        return sets
-
-    def _averages(self, size: int, k: int, like: Tensor) -> Tensor:
-        """Both sets' average pooling as one block-diagonal matrix [P, S]."""
+    def _constants(self, size: int, k: int, like: Tensor) -> Tuple[Tensor, Tensor]:
+        """Pooling of both sets [P, 1 + S], and the shifts of a convolution along them [3·P, P]."""
         key = (size, k, self.ratio, like.dtype, like.device)
-        if self._cached_averages is None or self._cached_averages[0] != key:
-            sets = (k, size - k)
-            blocks = [_adaptive_average(s, self.count(s)) for s in sets if s]
-            self._cached_averages = (key, torch.block_diag(*blocks).to(like))
-        return self._cached_averages[1]
-
-    def _pool(self, sets: Tensor, k: int) -> Tensor:
-        """Members [N, S, r] -> softmax-normalised pooling weights [N, P, S]."""
-        size = sets.shape[1]
-        averages = self._averages(size, k, sets)
-        queries = F.normalize(torch.matmul(averages, sets), dim=2)
-        logits = self.log_scale.exp() * (queries @ F.normalize(sets, dim=2).transpose(1, 2))
-        place = torch.arange(max(averages.shape), device=sets.device)
-        outside = (place[: len(averages)] < self.count(k)).unsqueeze(1) != (place[:size] < k)
-        return logits.masked_fill(outside, -float("inf")).softmax(2)
+        if self._cached is None or self._cached[0] != key:
+            counts = [self.count(k), self.count(size - k)]
+            with torch.inference_mode(False):  # what is made in evaluation serves training too
+                averages = torch.block_diag(
+                    *(_adaptive_average(s, c) for s, c in zip((k, size - k), counts) if c)
+                )
+                taps = [
+                    torch.block_diag(*(torch.eye(c + 2)[1:-1, t : t + c] for c in counts if c))
+                    for t in range(3)
+                ]
+                self._cached = (
+                    key,
+                    F.pad(averages, (1, 0)).to(like.device, like.dtype),
+                    torch.cat(taps).to(like.device, like.dtype),
+                )
+        return self._cached[1], self._cached[2]
 
 
 def _contrast(cosines: Tensor, proxies: Proxies, graph: NeighbourGraph, temperature: float):
