@@ -136,7 +136,7 @@ def delta_new_figure(rows):
         for label in axes.get_xticklabels():
             label.set_ha("right")
             label.set_rotation_mode("anchor")
-    axes.set_ylabel("Δ new accuracy to zero-shot (points)")
+    axes.set_ylabel("Δnew to zero-shot CLIP (points)")
     axes.spines[["top", "right"]].set_visible(False)
     _legend(figure, list(bars.values()), rows)
     return figure
