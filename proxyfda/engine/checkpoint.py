@@ -65,9 +65,9 @@ def load_checkpoint(fpath):
         except pickle.UnpicklingError:
             return _load_with_inert_objects(fpath)
     except Exception as error:  # torch raises half a dozen kinds for truncated or foreign files
-        reason = " ".join(str(error).split()).split(". ")[0][:150]
+        reason = " ".join(str(error).split("WeightsUnpickler error:")[-1].split()).split(". ")[0]
         raise ValueError(
-            f'"{fpath}" cannot be read as a checkpoint ({type(error).__name__}: {reason}): '
+            f'"{fpath}" cannot be read as a checkpoint ({type(error).__name__}: {reason[:150]}): '
             "delete it or restore it from a copy"
         ) from error
 
@@ -158,15 +158,15 @@ def restore_from_folder(fdir, model, optimizer=None, scheduler=None):
     checkpoint = load_checkpoint(fpath)
     load_weights(model, checkpoint["state_dict"], fpath)
     print("Loaded model weights")
+    rates = []
     if scheduler is not None and checkpoint.get("scheduler"):
         fast_forward(scheduler, steps_taken(checkpoint["scheduler"]))
+        rates = scheduler.get_last_lr()  # of this config, which may have more epochs than the saved
         print("Loaded scheduler")
     if optimizer is not None and checkpoint.get("optimizer"):
-        rates = [group["lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(checkpoint["optimizer"])
-        if scheduler is not None:  # the schedule's, which may have been given more epochs
-            for group, lr in zip(optimizer.param_groups, rates):
-                group["lr"] = lr
+        for group, lr in zip(optimizer.param_groups, rates):
+            group["lr"] = lr
         print("Loaded optimizer")
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint

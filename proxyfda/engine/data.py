@@ -16,6 +16,8 @@ from .registry import build_dataset, check_availability
 class ImageError(OSError):
     """An image that cannot be read. Keeps to its one sentence when a loader worker hands it on."""
 
+    told = True  # written for the user, wherever it is raised again (see proxyfda.errors)
+
     told = True  # also where the traceback ends in the loader (proxyfda.errors)
 
     def __init__(self, message):

@@ -1,9 +1,10 @@
-"""A tiny dataset and trainer on Dassl's names: `python scenario.py ACTION WORKDIR [KEY VALUE ...]`.
+"""A tiny dataset and trainer on Dassl's names, taken through the life of a run.
 
-Run by the contract test in a process of its own for each engine. Prints as any run does; what the
-test compares is written to WORKDIR/<ACTION>.json.
+`python scenario.py FOLDER` is run by the contract test, in a process of its own for each engine.
+Every run prints to its own log; what else the test looks at goes to FOLDER/report.json.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -30,25 +31,41 @@ from proxyfda.dassl import (
 )
 
 CLASSES = ["red", "green", "blue"]
+STREAMS = [sys.stdout]  # kept: Dassl's logger closes the console when it is collected
+OPTIONS = {
+    "DATASET.NAME": "Colours",
+    "DATASET.NUM_SHOTS": 4,
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
+    "DATALOADER.TEST.BATCH_SIZE": 8,
+    "INPUT.SIZE": (8, 8),
+    "INPUT.TRANSFORMS": ("random_resized_crop", "random_flip", "normalize"),
+    "TRAINER.NAME": "Linear",
+    "OPTIM.NAME": "sgd",
+    "OPTIM.LR": 0.002,
+    "OPTIM.LR_SCHEDULER": "cosine",
+    "OPTIM.WARMUP_EPOCH": 1,
+    "OPTIM.WARMUP_TYPE": "constant",
+    "OPTIM.MAX_EPOCH": 10,
+    "TEST.PER_CLASS_RESULT": True,
+    "TEST.COMPUTE_CMAT": True,
+    "SEED": 1,
+    "USE_CUDA": False,
+}
 
 
 def make_images(root, per_class=6, size=12):
-    """Noisy images of three colours, deterministic; returns {split: [(path, label)]}."""
+    """Write noisy images of three colours, always the same; returns `{split: [(path, label)]}`."""
     os.makedirs(root, exist_ok=True)
     draw = random.Random(0)
     splits = {"train": [], "val": [], "test": []}
     for split, items in splits.items():
-        for label in range(len(CLASSES)):
+        for label, name in enumerate(CLASSES):
+            colour = [130 if channel == label else 115 for channel in range(3)]
             for number in range(per_class):
-                path = os.path.join(root, f"{split}_{CLASSES[label]}_{number}.png")
-                if not os.path.exists(path):
-                    image = Image.new("RGB", (size, size))
-                    base = [200 if channel == label else 80 for channel in range(3)]
-                    noise = [
-                        tuple(c + draw.randint(-70, 55) for c in base) for _ in range(size * size)
-                    ]
-                    image.putdata(noise)
-                    image.save(path)
+                noise = [c + draw.randint(-100, 100) for _ in range(size * size) for c in colour]
+                path = os.path.join(root, f"{split}_{name}_{number}.png")
+                Image.frombytes("RGB", (size, size), bytes(noise)).save(path)
                 items.append((path, label))
     return splits
 
@@ -57,13 +74,12 @@ def make_images(root, per_class=6, size=12):
 class Colours(DatasetBase):
     def __init__(self, cfg):
         splits = {
-            name: [
-                Datum(impath=path, label=label, classname=CLASSES[label]) for path, label in rows
-            ]
-            for name, rows in make_images(cfg.DATASET.ROOT).items()
+            split: [Datum(path, label, classname=CLASSES[label]) for path, label in items]
+            for split, items in make_images(cfg.DATASET.ROOT).items()
         }
-        shots = cfg.DATASET.NUM_SHOTS
-        train, val = self.generate_fewshot_dataset(splits["train"], splits["val"], num_shots=shots)
+        train, val = self.generate_fewshot_dataset(
+            splits["train"], splits["val"], num_shots=cfg.DATASET.NUM_SHOTS
+        )
         super().__init__(train_x=train, val=val, test=splits["test"])
 
 
@@ -71,10 +87,11 @@ class Colours(DatasetBase):
 class Linear(TrainerX):
     """A linear classifier with dropout, so that a step depends on torch's random numbers."""
 
-    rates = ()
+    stop_before = -1
+    poison = False
 
     def build_model(self):
-        torch.manual_seed(0)  # the same start on either engine
+        torch.manual_seed(0)
         side = self.cfg.INPUT.SIZE[0]
         self.model = nn.Sequential(
             nn.Flatten(), nn.Dropout(0.1), nn.Linear(3 * side * side, self.num_classes)
@@ -83,18 +100,18 @@ class Linear(TrainerX):
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         self.register_model("linear", self.model, self.optim, self.sched)
-        self.seen = 0
+        self.rates, self.seen, self.val_results = [], 0, []
 
     def before_epoch(self):
-        self.rates = [*self.rates, self.get_current_lr()]
-        if self.epoch == int(os.environ.get("STOP_BEFORE_EPOCH", -1)):
+        if self.epoch == self.stop_before:
             raise KeyboardInterrupt
+        self.rates.append(self.get_current_lr())
 
     def forward_backward(self, batch):
         images, labels, _ = self.parse_batch_train(batch)
         output = self.model(images)
         loss = nn.functional.cross_entropy(output, labels)
-        if os.environ.get("NAN_LOSS"):
+        if self.poison and self.epoch == 1:
             loss = loss * float("nan")
         self.model_backward_and_update(loss)
         self.seen += len(labels)
@@ -102,90 +119,98 @@ class Linear(TrainerX):
             self.update_lr()
         return {"loss": loss.item(), "acc": compute_accuracy(output, labels)[0].item()}
 
+    def test(self, split=None):
+        result = super().test(split)
+        if split == "val":
+            self.val_results.append(result)
+        return result
+
     def extra_state(self):
         return {**super().extra_state(), "seen": self.seen}
 
     def load_extra_state(self, state):
         super().load_extra_state(state)
-        self.seen = state.get("seen", 0)
+        self.seen = state["seen"]
 
 
-def make_cfg(workdir, options=()):
+def build(folder, run, **options):
+    """A trainer with its log set up; `__` in an option's name stands for the dot."""
     cfg = get_cfg_default()
-    cfg.merge_from_list(
-        [
-            "DATASET.NAME",
-            "Colours",
-            "DATASET.NUM_SHOTS",
-            "4",
-            "DATALOADER.NUM_WORKERS",
-            "0",
-            "INPUT.SIZE",
-            "(8,8)",
-            "INPUT.TRANSFORMS",
-            "('random_resized_crop','random_flip','normalize')",
-            "DATALOADER.TRAIN_X.BATCH_SIZE",
-            "4",
-            "DATALOADER.TEST.BATCH_SIZE",
-            "8",
-            "TRAINER.NAME",
-            "Linear",
-            "OPTIM.NAME",
-            "sgd",
-            "OPTIM.LR",
-            "0.02",
-            "OPTIM.LR_SCHEDULER",
-            "cosine",
-            "OPTIM.WARMUP_EPOCH",
-            "1",
-            "OPTIM.WARMUP_TYPE",
-            "constant",
-            "OPTIM.MAX_EPOCH",
-            "2",
-            "SEED",
-            "1",
-            "USE_CUDA",
-            "False",
-            "TEST.PER_CLASS_RESULT",
-            "True",
-        ]
-    )
-    cfg.DATASET.ROOT = os.path.join(workdir, "data")
-    cfg.OUTPUT_DIR = os.path.join(workdir, "run")
-    cfg.merge_from_list(list(options))
+    changes = {key.replace("__", "."): value for key, value in options.items()}
+    for key, value in {**OPTIONS, **changes}.items():
+        cfg.merge_from_list([key, value])
+    cfg.DATASET.ROOT = os.path.join(folder, "data")
+    cfg.OUTPUT_DIR = os.path.join(folder, run)
     cfg.freeze()
-    return cfg
-
-
-def main(action, workdir, *options):
-    cfg = make_cfg(workdir, options)
     set_random_seed(cfg.SEED)
+    sys.stdout = STREAMS[0]
     setup_logger(cfg.OUTPUT_DIR)
-    dassl.announce_engine()
-    dassl.announce_engine()
-    trainer = build_trainer(cfg)
-    accuracy = None
-    if action == "train":
-        trainer.train()
-    else:
-        trainer.load_model(cfg.RESUME or cfg.OUTPUT_DIR)
-        accuracy = trainer.test()
-    report = {
-        "engine": dassl.ENGINE,
-        "accuracy": accuracy,
-        "train_x": [os.path.basename(item.impath) for item in trainer.dm.dataset.train_x],
-        "val": [os.path.basename(item.impath) for item in trainer.dm.dataset.val],
-        "rates": list(trainer.rates),
+    STREAMS.append(sys.stdout)
+    return build_trainer(cfg)
+
+
+def state_of(trainer):
+    return {
+        "weights": [p.tolist() for p in trainer.model.parameters()],
+        "rates": trainer.rates,
         "seen": trainer.seen,
         "best_result": trainer.best_result,
+        "val_results": trainer.val_results,
         "correct": trainer.evaluator._correct,
         "total": trainer.evaluator._total,
-        "weights": [p.tolist() for p in trainer.model.parameters()],
-        "batch_keys": sorted(next(iter(trainer.test_loader))),
     }
-    with open(os.path.join(workdir, f"{action}.json"), "w") as f:
+
+
+def interrupted(folder, run, stop_before, **options):
+    """Train, be interrupted before an epoch, start again elsewhere in the random numbers."""
+    trainer = build(folder, run, **options)
+    trainer.stop_before = stop_before
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.train()
+    trainer = build(folder, run, **options)
+    set_random_seed(99)
+    trainer.train()
+    return state_of(trainer)
+
+
+def main(folder):
+    dassl.announce_engine()
+    dassl.announce_engine()
+    report = {"engine": dassl.ENGINE}
+
+    trainer = build(folder, "full")
+    data = trainer.dm.dataset
+    for split in ("train_x", "val"):
+        report[split] = [os.path.basename(item.impath) for item in getattr(data, split)]
+    report["classnames"] = data.classnames
+    trainer.train()
+    report["full"] = state_of(trainer)
+    report["batch_keys"] = sorted(next(iter(trainer.test_loader)))
+
+    report["cut"] = interrupted(folder, "cut", 5, TRAIN__CHECKPOINT_FREQ=2)
+
+    best = {"TEST__FINAL_MODEL": "best_val", "OPTIM__MAX_EPOCH": 6, "OPTIM__LR": 0.02}
+    trainer = build(folder, "best", **best)
+    trainer.train()
+    report["best"] = state_of(trainer)
+    report["best_cut"] = interrupted(folder, "best_cut", 4, **best)
+
+    trainer = build(folder, "evaluation")
+    report["accuracy"] = None
+    trainer.load_model(os.path.join(folder, "full"))
+    report["accuracy"] = trainer.test()
+    report["evaluation"] = state_of(trainer)
+
+    trainer = build(folder, "nan")
+    trainer.poison = True
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        report["nan"] = str(error)
+
+    with open(os.path.join(folder, "report.json"), "w") as f:
         json.dump(report, f)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
