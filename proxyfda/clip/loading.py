@@ -89,16 +89,18 @@ def load_clip(
 
     file, tag = weights_file(name, arch, weights)
     state = read_state_dict(file)
-    if is_openai_layout(state, name, tag):
-        state = {k: v for k, v in state.items() if k not in OPENAI_META}
+    marked = isinstance(state, ArchiveDict) or "input_resolution" in state
+    state = {k: v for k, v in state.items() if k not in OPENAI_META}
+    if not tag and "text_projection" in state and (marked or name in OPENAI_NAMES):
         found = openai_config(state, file)
         if describe(found) != describe(config):
             print(f"The architecture is the file's: {describe(found)} ({file})")
         config = found
-    elif "quick_gelu" in tag:
-        config["quick_gelu"] = bool(tag["quick_gelu"])
     elif tag:
-        config["quick_gelu"] = False
+        config["quick_gelu"] = bool(tag.get("quick_gelu"))
+    if not tag and not marked and name != BUNDLED_NAME:
+        quick = config.get("quick_gelu", False)
+        print(f"Activation {'QuickGELU' if quick else 'GELU'}, by the name {name} ({file})")
 
     model = build(config, precision)
     load_weights(model, state, name, file)
@@ -247,9 +249,14 @@ def download(name: str, weights: str, tag: dict[str, Any]) -> Path:
                 problem = str(error).strip().split("\n")[0]
         problems.append(problem)
     places = ([f"{hub}/{repo}/resolve/main/{files[0]}"] if repo else []) + ([url] if url else [])
+    # A file does not say which activation it was trained with, so the name has to.
+    quick, named = bool(tag.get("quick_gelu")), ""
+    if quick != (name in OPENAI_NAMES or name.endswith("-quickgelu")):
+        named = f" and MODEL.BACKBONE.NAME to {architecture_name(name)}" + "-quickgelu" * quick
     raise FileNotFoundError(
         f"the weights {weights!r} of {name} could not be downloaded ({'; '.join(problems)}); fetch "
-        f"{' or '.join(places)} elsewhere and set MODEL.BACKBONE.WEIGHTS to the path of the file."
+        f"{' or '.join(places)} elsewhere and set MODEL.BACKBONE.WEIGHTS to the path of the "
+        f"file{named}."
     )
 
 
@@ -335,18 +342,7 @@ def expand_token_embedding(state: dict[str, Tensor], vocabulary: int = 49408) ->
     return state
 
 
-# -- layouts --------------------------------------------------------------------------------
-
-
-def is_openai_layout(state: dict[str, Tensor], name: str, tag: dict[str, Any]) -> bool:
-    """Whether the weights are OpenAI's or of OpenAI's kind (see load_clip)."""
-    if tag or "text_projection" not in state or "visual.class_embedding" not in state:
-        # tags say themselves what they are; ResNets have no class embedding
-        is_resnet = "visual.attnpool.positional_embedding" in state and "text_projection" in state
-        if tag or not is_resnet:
-            return False
-    by_content = isinstance(state, ArchiveDict) or "input_resolution" in state
-    return by_content or name in OPENAI_NAMES
+# -- OpenAI's layout ------------------------------------------------------------------------
 
 
 def openai_config(state: dict[str, Tensor], file: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """load_clip: what each kind of file gives, and what is said about those that give nothing."""
 
 import json
+import warnings
 
 import open_clip
 import pytest
@@ -52,7 +53,9 @@ def torchscript_archive(state, path):
         else:
             module.register_buffer(parts[-1], value)
     root.forward = lambda x: x
-    torch.jit.trace(root, torch.zeros(1), check_trace=False).save(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, OpenAI's files are not
+        torch.jit.trace(root, torch.zeros(1), check_trace=False).save(str(path))
 
 
 def same_features(clip, other):
@@ -81,7 +84,7 @@ def test_openai_state_dict_brings_its_architecture(tiny, tiny_file, capsys):
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict entry", "module prefix"])
-def test_openai_names_mean_quickgelu_without_meta_entries(wrap, tiny, tiny_state, tmp_path):
+def test_openai_names_mean_quickgelu_without_meta_entries(wrap, tiny, tiny_state, tmp_path, capsys):
     state = without_meta(tiny_state)
     if wrap == "state_dict entry":
         state = {"epoch": 3, "state_dict": state}
@@ -90,9 +93,9 @@ def test_openai_names_mean_quickgelu_without_meta_entries(wrap, tiny, tiny_state
     torch.save(state, tmp_path / "clip.pt")
     clip = load_clip("ViT-B/16", str(tmp_path / "clip.pt"))
     assert activation(clip) is QuickGELU and same_features(clip, tiny)
+    assert "Activation QuickGELU, by the name ViT-B/16" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["ViT-B/32", "ViT-B-32"])
 def test_torchscript_archive(name, tiny, tiny_state, tmp_path):
     torchscript_archive(tiny_state, tmp_path / "ViT-B-32.pt")
@@ -212,6 +215,7 @@ def test_bundled_model_takes_only_bundled_weights(monkeypatch, tmp_path):
         load_clip("ViT-Bundled", "bundled")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize("content", [b"", b"\x80garbage" * 99], ids=["empty", "garbage"])
 def test_damaged_file(suffix, content, tmp_path):
@@ -246,19 +250,37 @@ def test_file_without_weights(tmp_path):
         load_clip("ViT-B/16", str(tmp_path / "clip.pt"))
 
 
-def test_without_network_the_file_and_the_option_are_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("ViT-B/16", "openai", "to the path of the file."),
+        ("ViT-B-16", "openai", "of the file and MODEL.BACKBONE.NAME to ViT-B-16-quickgelu."),
+        ("ViT-B/16", "laion400m_e32", "of the file and MODEL.BACKBONE.NAME to ViT-B-16."),
+    ],
+)
+def test_without_network_the_file_and_the_option_are_named(
+    name, weights, said, monkeypatch, tmp_path
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     monkeypatch.setattr(loading, "unreachable", lambda address: "no network")
     with pytest.raises(FileNotFoundError) as error:
-        load_clip("ViT-B/16")
-    for part in (
-        "'openai' of ViT-B/16",
-        "vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors",
-        "ViT-B-16.pt",
-        "set MODEL.BACKBONE.WEIGHTS",
-    ):
+        load_clip(name, weights)
+    repo = f"timm/vit_base_patch16_clip_224.{weights}/resolve/main/open_clip_model.safetensors"
+    for part in (f"{weights!r} of {name} could", repo, ".pt", "set MODEL.BACKBONE.WEIGHTS", said):
         assert part in str(error.value)
+
+
+def test_openais_download_in_the_cache_is_used(tiny, tiny_state, monkeypatch, tmp_path, named):
+    named()
+    cache = tmp_path / ".cache" / "clip"
+    cache.mkdir(parents=True)
+    torchscript_archive(tiny_state, cache / "ViT-Test.pt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tag = {"url": "https://example.org/ViT-Test.pt", "quick_gelu": True}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda arch, weights: tag)
+    clip = load_clip("ViT-Test", "openai")
+    assert activation(clip) is QuickGELU and same_features(clip, tiny)
 
 
 @pytest.mark.parametrize(
