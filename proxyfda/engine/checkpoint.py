@@ -48,8 +48,11 @@ def _load_with_inert_objects(fpath):
     stand_ins = [
         (_plain_dict if name == "collections.defaultdict" else Inert, name) for name in names
     ]
-    with torch.serialization.safe_globals(stand_ins):
-        return torch.load(fpath, map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(fpath, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise RuntimeError(f"it would run or build {', '.join(names)}") from None
 
 
 def load_checkpoint(fpath):
@@ -65,7 +68,7 @@ def load_checkpoint(fpath):
         except pickle.UnpicklingError:
             return _load_with_inert_objects(fpath)
     except Exception as error:  # torch raises half a dozen kinds for truncated or foreign files
-        reason = " ".join(str(error).split("WeightsUnpickler error:")[-1].split()).split(". ")[0]
+        reason = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(
             f'"{fpath}" cannot be read as a checkpoint ({type(error).__name__}: {reason[:150]}): '
             "delete it or restore it from a copy"

@@ -10,6 +10,9 @@ from torch.optim import lr_scheduler as schedules
 
 from .registry import check_availability
 
+# its name before torch 2.0
+LRScheduler = getattr(schedules, "LRScheduler", schedules._LRScheduler)
+
 
 def _staged_groups(model, optim_cfg):
     """Two groups: top-level children outside NEW_LAYERS at a reduced rate, the others at LR."""
@@ -58,7 +61,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     return optimizer(param_groups, lr=cfg.LR, weight_decay=cfg.WEIGHT_DECAY, **options)
 
 
-class WarmupLR(schedules.LRScheduler):
+class WarmupLR(LRScheduler):
     """`warmup_epoch` steps of low learning rates, then the `successor`, which starts only then.
 
     The successor counts from its own beginning: the warm-up does not shorten a cosine. Its state is
@@ -98,7 +101,7 @@ class WarmupLR(schedules.LRScheduler):
 def scheduler_state(scheduler):
     """`scheduler.state_dict()` with a scheduler held inside it turned into its own state dict."""
     return {
-        key: value.state_dict() if isinstance(value, schedules.LRScheduler) else value
+        key: value.state_dict() if isinstance(value, LRScheduler) else value
         for key, value in scheduler.state_dict().items()
     }
 

@@ -118,7 +118,7 @@ def test_system_calls_in_a_checkpoint_are_refused(tmp_path):
     marker = tmp_path / "ran"
     path = tmp_path / "model.pth.tar-1"
     torch.save({"epoch": 1, "scheduler": RunsCode(os.system, f"touch {marker}")}, path)
-    with pytest.raises(ValueError, match=r"model.pth.tar-1.*posix.system.*blocked"):
+    with pytest.raises(ValueError, match=r"model.pth.tar-1.*would run or build posix.system"):
         load_checkpoint(path)
     assert not marker.exists()
 
