@@ -1,0 +1,33 @@
+"""The bundled few-shot datasets: rendered pictures, no downloads.
+
+``python -m datasets.bundled --root DATA`` renders them once into the data root. What they show is
+in :mod:`.world`, how it is drawn in :mod:`.render`, which classes and which wear in :mod:`.specs`.
+"""
+
+from __future__ import annotations
+
+from datasets.split import SplitDataset
+from proxyfda.dassl import DATASET_REGISTRY
+
+from .build import SPLIT_FILE
+from .specs import SPECS
+
+
+def _declare(spec) -> type[SplitDataset]:
+    name = "Bundled" + spec.name.capitalize()
+    attributes = {
+        "__module__": __name__,
+        "__doc__": f"{len(spec.classes)} rendered classes, prompt ``{spec.template}``",
+        "dataset_dir": spec.folder,
+        "image_dir": "images",
+        "split_file": SPLIT_FILE,
+        "template": spec.template,
+        "hint": "render it with: python -m datasets.bundled --root DATA",
+    }
+    declared = type(name, (SplitDataset,), attributes)
+    DATASET_REGISTRY.register()(declared)
+    return declared
+
+
+BUNDLED = {spec.folder: _declare(spec) for spec in SPECS}
+"""Folder name -> dataset class; the registered names are ``BundledCreatures`` and so on."""

@@ -1,0 +1,29 @@
+"""``python -m datasets.bundled --root DATA`` renders the bundled datasets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from .build import render_all
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.bundled", description=__doc__)
+    parser.add_argument("--root", required=True, help="data root, the DATASET.ROOT of the runs")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # small batches: threads would only wait for each other
+    try:
+        render_all(args.root)
+    except OSError as error:
+        print(f"cannot render into '{args.root}': {error}; give a folder that can be written",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
