@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import torch
 from torch import Tensor, nn
 
+from proxyfda.fda import full_precision
+
 
 @dataclass
 class Call:
@@ -120,7 +122,9 @@ class FeatureCapture:
                 call.output.detach().float().requires_grad_(call.output.requires_grad)
                 for call in captured.calls[name]
             ]
-        with torch.enable_grad():
+        # A host may run its backward pass under autocast, which would round this one too.
+        device = next(iter(captured.leaves.values()))[0].device
+        with torch.enable_grad(), full_precision(device):
             gradients = self._gradients(captured)
         return {
             id(call.output): gradient

@@ -21,7 +21,6 @@ from proxyfda.errors import tell_mistakes
 from proxyfda.metrics import harmonic_mean
 from proxyfda.results import collect
 
-SEEDS = (1, 2, 3)
 HOST = {"M": 0, "N": 0, "MINING": False}
 BALANCED = {"M": 16, "N": 4, "MINING": False}
 MINED = {"M": 16, "N": 4, "MINING": True}
@@ -74,13 +73,20 @@ def _studies() -> dict[str, list[Setting]]:
     return studies
 
 
-def run(settings: list[Setting], datasets: list[str], data: str, output: str, workers: int) -> int:
+def run(
+    settings: list[Setting],
+    datasets: list[str],
+    seeds: list[int],
+    data: str,
+    output: str,
+    workers: int,
+) -> int:
     """Run what is missing of the settings; the exit code."""
     todo = [
         job
         for one in settings
         for dataset in datasets
-        for seed in SEEDS
+        for seed in seeds
         for job in jobs.base2new_jobs(
             one.trainer,
             dataset,
@@ -147,6 +153,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="folder with the bundled datasets")
     parser.add_argument("--output", default="output/ablation", help="where the runs are kept")
     parser.add_argument("--datasets", default="", help="names joined by commas (default: bundled)")
+    parser.add_argument("--seeds", default="1,2,3", help="joined by commas")
     parser.add_argument("--workers", type=int, default=2, help="jobs at a time")
     parser.add_argument(
         "--tables-only", action="store_true", help="print what is there, run nothing"
@@ -154,12 +161,13 @@ def main() -> int:
     args = parser.parse_args()
     names = list(studies) if "all" in args.studies else args.studies
     datasets = args.datasets.split(",") if args.datasets else jobs.bundled_datasets()
+    seeds = [int(seed) for seed in args.seeds.split(",")]
     data, output = osp.abspath(args.data), osp.abspath(args.output)
     code = 0
     for name in names:
         settings = [ZERO_SHOT, PLAIN, *studies[name]]
         if not args.tables_only:
-            code |= run(settings, datasets, data, output, args.workers)
+            code |= run(settings, datasets, seeds, data, output, args.workers)
         print(f"\n### {name}\n\n{table(settings, measured(output))}\n")
     return code
 

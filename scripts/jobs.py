@@ -255,7 +255,7 @@ def _run_parallel(todo: list[Job], workers: int, failed: list[tuple[Job, str]]) 
     waiting = list(todo)
     running: dict[futures.Future, Job] = {}
     unfinished = {job.folder for job in todo}
-    with tqdm(total=len(todo), unit="job", smoothing=0.1) as bar:
+    with tqdm(total=len(todo), unit="job", smoothing=0.1, dynamic_ncols=True) as bar:
         try:
             while waiting or running:
                 for job in list(waiting):
@@ -273,7 +273,7 @@ def _run_parallel(todo: list[Job], workers: int, failed: list[tuple[Job, str]]) 
                     running[pool.submit(run_job, job, True)] = job
                 if not running:
                     continue
-                bar.set_postfix_str(next(iter(running.values())).name, refresh=True)
+                bar.set_postfix_str(next(iter(running.values())).name, refresh=False)
                 ready, _ = futures.wait(running, timeout=1.0, return_when=futures.FIRST_COMPLETED)
                 for future in ready:
                     job = running.pop(future)
