@@ -18,6 +18,7 @@ import os.path as osp
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -199,10 +200,19 @@ def run_job(job: Job, quiet: bool) -> str:
     return "" if job.complete else "it ended without a result.json (TEST.NO_TEST?)"
 
 
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _start_worker(threads: int) -> None:
-    # Ctrl-C is the parent's to handle; the thread count is part of what a number depends on.
+    # Ctrl-C is the parent's to handle; a parent that was killed cannot, so look after it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     import torch
+
+    # The thread count is part of what a number depends on.
 
     torch.set_num_threads(threads)
 
