@@ -195,35 +195,48 @@ def _flat(tree, prefix=""):
             yield prefix + key, value
 
 
-def claim_output(cfg, task):
-    """Mark the output folder with this run's config, or refuse one that belongs to another.
+def check_output(args, cfg=None):
+    """Refuse an output folder that holds a run with another config.
 
     Raises:
-        FileExistsError: if the folder holds a run with another config; nothing is touched then.
+        FileExistsError: naming the first option that differs; nothing is touched.
     """
+    cfg = cfg or setup_cfg(args)
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
-    mine = {"task": task, **plain(cfg)}
-    if osp.exists(path):
-        with open(path) as file:
-            theirs = dict(_flat(yaml.safe_load(file) or {}))
-        ours = dict(_flat(mine))
-        free = set(_FREE_KEYS)
-        changed = [
-            key
-            for key in sorted(set(ours) | set(theirs))
-            if key not in free and ours.get(key) != theirs.get(key)
-        ]
-        if changed:
-            key = changed[0]
-            raise FileExistsError(
-                f"{cfg.OUTPUT_DIR} holds a run with another config "
-                f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-                + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
-                + "); choose another --output-dir or remove that folder"
-            )
+    if not osp.exists(path):
         return
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    _write(path, yaml.safe_dump(mine, sort_keys=False))
+    with open(path) as file:
+        theirs = dict(_flat(yaml.safe_load(file) or {}))
+    ours = dict(_flat(_identity(args, cfg)))
+    free = set(_FREE_KEYS)
+    if cfg.DATASET.NAME == "ImageFolder":
+        free.remove("DATASET.ROOT")  # there the root is the dataset
+    changed = [
+        key
+        for key in sorted(set(ours) | set(theirs))
+        if key not in free and ours.get(key) != theirs.get(key)
+    ]
+    if changed:
+        key = changed[0]
+        raise FileExistsError(
+            f"{cfg.OUTPUT_DIR} holds a run with another config "
+            f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
+            + "); choose another output folder or remove that one"
+        )
+
+
+def _identity(args, cfg):
+    return {"task": "eval" if args.eval_only else "train", **plain(cfg)}
+
+
+def claim_output(args, cfg):
+    """Mark the output folder with this run's config, unless it belongs to another."""
+    check_output(args, cfg)
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not osp.exists(path):
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        _write(path, yaml.safe_dump(_identity(args, cfg), sort_keys=False))
 
 
 def _write(path, text):
@@ -266,7 +279,7 @@ def main(args):
     """Run one job; returns the content of its ``result.json`` (``None`` without an evaluation)."""
     started = time.perf_counter()
     cfg = setup_cfg(args)
-    claim_output(cfg, "eval" if args.eval_only else "train")
+    claim_output(args, cfg)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)

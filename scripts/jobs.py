@@ -213,7 +213,6 @@ def _start_worker(threads: int) -> None:
     import torch
 
     # The thread count is part of what a number depends on.
-
     torch.set_num_threads(threads)
 
 
@@ -230,9 +229,10 @@ def run(jobs: list[Job], *, workers: int = 1, dry_run: bool = False) -> int:
             print(f"{'complete' if job.complete else 'to run'}: {job.name}")
             print("    python train.py " + shlex.join(job.argv))
         return 0
+    failed: list[tuple[Job, str]] = []
     if done:
         print(f"{len(done)} of {len(jobs)} jobs are complete already")
-    failed: list[tuple[Job, str]] = []
+        failed += [(job, why) for job in done if (why := _of_another_config(job))]
     if workers == 1:
         for job in todo:
             print(f"== {job.name}")
@@ -249,6 +249,16 @@ def run(jobs: list[Job], *, workers: int = 1, dry_run: bool = False) -> int:
             file=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def _of_another_config(job: Job) -> str:
+    import train
+
+    try:
+        train.check_output(train.parser().parse_args(job.argv))
+    except FileExistsError as error:
+        return sentence(error)
+    return ""
 
 
 def _blocked(job: Job, failed: list[tuple[Job, str]]) -> str:

@@ -280,6 +280,12 @@ def test_a_folder_without_a_result_is_not_complete(make_jobs):
     assert base.complete and new.complete
 
 
+def test_complete_jobs_of_another_config_are_not_taken_for_these(make_jobs, capsys):
+    assert jobs.run(make_jobs("ZeroshotCLIP")) == 0
+    assert jobs.run(make_jobs("ZeroshotCLIP", opts=("INPUT.INTERPOLATION", "bilinear"))) == 1
+    assert "INTERPOLATION is 'bicubic' there and 'bilinear' here" in capsys.readouterr().err
+
+
 def test_a_failing_job_is_told_and_the_others_go_on(make_jobs, capsys):
     todo = make_jobs("CoOp", opts=("OPTIM.LR", 1e30)) + make_jobs("ZeroshotCLIP")
     assert jobs.run(todo) == 1
