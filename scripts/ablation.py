@@ -53,8 +53,9 @@ PLAIN = Setting("plain", "CoOp")
 ZERO_SHOT = Setting("zero-shot", "ZeroshotCLIP")
 
 
-def _studies() -> dict[str, list[Setting]]:
-    studies = {
+def studies() -> dict[str, list[Setting]]:
+    """Study -> settings, beside zero-shot CLIP and plain CoOp."""
+    return {
         "baselines": [
             setting("balanced", MODE="sampler", batches=BALANCED),
             setting("mined", MODE="sampler", batches=MINED),
@@ -70,7 +71,6 @@ def _studies() -> dict[str, list[Setting]]:
             for w in (1.0, 10.0)
         ],
     }
-    return studies
 
 
 class Runs:
@@ -143,11 +143,11 @@ def table(settings: list[Setting], runs: Runs) -> str:
 
 def main() -> int:
     """Run studies and print their tables."""
-    studies = _studies()
+    known = studies()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("studies", nargs="+", choices=[*studies, "all"], metavar="STUDY")
+    parser.add_argument("studies", nargs="+", choices=[*known, "all"], metavar="STUDY")
     parser.add_argument("--data", required=True, help="folder with the bundled datasets")
     parser.add_argument("--output", default="output/ablation", help="where the runs are kept")
     parser.add_argument("--datasets", default="", help="names joined by commas (default: bundled)")
@@ -157,13 +157,13 @@ def main() -> int:
         "--tables-only", action="store_true", help="print what is there, run nothing"
     )
     args = parser.parse_args()
-    names = list(studies) if "all" in args.studies else args.studies
+    names = list(known) if "all" in args.studies else args.studies
     datasets = args.datasets.split(",") if args.datasets else jobs.bundled_datasets()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     runs = Runs(datasets, seeds, osp.abspath(args.data), osp.abspath(args.output))
     code = 0
     for name in names:
-        settings = [ZERO_SHOT, PLAIN, *studies[name]]
+        settings = [ZERO_SHOT, PLAIN, *known[name]]
         if not args.tables_only:
             todo = [job for one in settings for key in runs.keys for job in runs.jobs(one, *key)]
             code |= jobs.run(todo, workers=args.workers)

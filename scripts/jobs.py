@@ -84,6 +84,9 @@ def find_config(trainer: str, cfg: str) -> str:
     # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
     host = "CoOp" if is_zero_shot(trainer) else plain_trainer(trainer)[1]
     names = dict.fromkeys([trainer, host])
+    folders = sorted(os.listdir(osp.join(CONFIGS, "trainers")))
+    if not set(names) & set(folders):
+        raise ValueError(f"no configs for trainer {trainer!r}; there are {', '.join(folders)}")
     tried = [osp.join(CONFIGS, "trainers", name, f"{cfg}.yaml") for name in names]
     for path in tried:
         if osp.isfile(path):

@@ -3,9 +3,11 @@
 # bundled datasets over three seeds, on the CPU. Interrupt it when you like; the same command goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+# Relative folders are the caller's, not the repository's.
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+DATA="$(absolute "${DATA:-$ROOT/data}")"
+OUTPUT="$(absolute "${OUTPUT:-$ROOT/output/quickstart}")"
 cd "$ROOT"
-DATA="${DATA:-$ROOT/data}"
-OUTPUT="${OUTPUT:-$ROOT/output/quickstart}"
 "$PYTHON" -m datasets.bundled --root "$DATA"
 "$PYTHON" scripts/jobs.py ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp bundled 1,2,3 \
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
