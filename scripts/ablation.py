@@ -24,8 +24,10 @@ from proxyfda.metrics import harmonic_mean
 HOST = {"M": 0, "N": 0, "MINING": False}
 BALANCED = {"M": 16, "N": 4, "MINING": False}
 MINED = {"M": 16, "N": 4, "MINING": True}
+DEFAULT = {"FORM": "regress", "SPACES": ("text", "cross"), "WEIGHT": 1.0, "K": 8}
+PAPER = {"FORM": "paper", "SPACES": ("cross",), "WEIGHT": 1.0, "K": 8}
 FORMS = ("paper", "standardised", "match", "kl", "regress", "correlation")
-SPACES = {"text": ("text",), "cross": ("cross",)}
+SPACES = {"text": ("text",), "cross": ("cross",), "text+cross": ("text", "cross")}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,34 @@ def studies() -> dict[str, list[Setting]]:
             setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=spaces, WEIGHT=w, K=3)
             for form in FORMS
             for name, spaces in SPACES.items()
-            for w in (1.0, 10.0)
+            for w in (1.0,)
+            if name != "text+cross"
+        ],
+        "weights": [
+            setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=SPACES[name], WEIGHT=w, K=3)
+            for name, w in (("text", 3.0), ("text+cross", 1.0))
+            for form in ("correlation", "regress", "kl")
+        ],
+        "confirm": [
+            setting("pointwise-w1", MODE="pointwise", SPACES=("text",), WEIGHT=1.0),
+            setting("pointwise-w10", MODE="pointwise", SPACES=("text",), WEIGHT=10.0),
+            setting("paper-cross-w1", FORM="paper", SPACES=("cross",), WEIGHT=1.0, K=3),
+            *(
+                setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=SPACES[name], WEIGHT=w, K=3)
+                for form, name, w in (
+                    ("regress", "text+cross", 1.0),
+                    ("kl", "text+cross", 1.0),
+                    ("correlation", "text", 3.0),
+                    ("regress", "text", 1.0),
+                )
+            ),
+        ],
+        "batches": [
+            setting("balanced", MODE="sampler", batches=BALANCED),
+            setting("mined", MODE="sampler", batches=MINED),
+            setting("fda-balanced", batches=BALANCED, **DEFAULT),
+            setting("proxy", "ProxyFDACoOp", **DEFAULT),
+            setting("paper-preset", "ProxyFDACoOp", batches=MINED, **PAPER),
         ],
     }
 
