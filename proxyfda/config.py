@@ -34,13 +34,14 @@ class ProxyFDAConfig:
             ``"pointwise"`` (mean of 1 - cos to the frozen features) and ``"sampler"``
             (class-balanced batches, no term). Empty: what the trainer's class says.
         spaces: any of ``"image"``, ``"text"``, ``"cross"``; their terms are summed. Empty:
-            ``image`` where the image encoder is tuned, otherwise ``cross``.
+            ``image`` where the image encoder is tuned, otherwise ``text`` and ``cross``.
         weight: λ of the total loss L = L_task + λ L_FDA. 0 is the same as ``enabled=False``.
         k: neighbours per anchor, clamped to what a batch allows.
         form: form of the loss, see :func:`proxyfda.fda_loss`, which also says what each uses of
         tau, bias: temperature and bias b of Eq. 2,
         slope, temperature: steepness and softmax temperature of our forms.
-        m, n: classes per batch and images per class; ``m = 0`` keeps the host's own batches.
+        m, n: classes per batch and images per class (paper: 16 and 4); both 0 keeps the host's
+            own batches.
         mining: hard class mining, i.e. classes close in the frozen space share a batch.
         proxy_ratio: proxies per set member (s of the paper).
         alpha: weight of the variance term in L_proxy.
@@ -52,13 +53,13 @@ class ProxyFDAConfig:
     spaces: Tuple[str, ...] = ()
     weight: float = 1.0
     k: int = 8
-    form: str = "paper"
+    form: str = "regress"
     tau: float = 0.1
     bias: float = 10.0
     slope: float = 2.0
     temperature: float = 0.5
-    m: int = 16
-    n: int = 4
+    m: int = 0
+    n: int = 0
     mining: bool = False
     proxy_ratio: float = 0.4
     alpha: float = 1.0

@@ -267,7 +267,7 @@ class FeatureAlignment:
         if not spaces:
             if self.mode == "pointwise":
                 return ("image",) if image else ("text",)
-            return ("image",) if image else ("cross",)
+            return ("image",) if image else ("text", "cross")
         paths = {"image": image, "text": text, "cross": image or text}
         if not any(paths[space] for space in spaces):
             frozen = "image" if not image else "text"

@@ -110,14 +110,14 @@ def test_frozen_image_features_are_their_own_anchors():
 
 
 @pytest.mark.parametrize(
-    ("host", "space"),
-    [(hosts.CoOpLike, "cross"), (hosts.MaPLeLike, "image")],
+    ("host", "spaces"),
+    [(hosts.CoOpLike, ("text", "cross")), (hosts.MaPLeLike, ("image",))],
     ids=["frozen", "tuned"],
 )
-def test_default_space_follows_the_image_encoder(host, space):
+def test_default_spaces_follow_the_image_encoder(host, spaces):
     batch = hosts.make_batch()
     default = make_trainer(host, "fda")(hosts.make_cfg(M=0, N=0))
-    named = make_trainer(host, "fda")(hosts.make_cfg(M=0, N=0, SPACES=(space,)))
+    named = make_trainer(host, "fda")(hosts.make_cfg(M=0, N=0, SPACES=spaces))
     assert default.forward_backward(batch) == named.forward_backward(batch)
 
 
