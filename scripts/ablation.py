@@ -67,16 +67,22 @@ def studies() -> dict[str, list[Setting]]:
             ),
         ],
         "forms": [
-            setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=spaces, WEIGHT=w, K=3)
+            setting(f"{form}-{name}-w1", FORM=form, SPACES=SPACES[name], WEIGHT=1.0, K=3)
             for form in FORMS
-            for name, spaces in SPACES.items()
-            for w in (1.0,)
-            if name != "text+cross"
+            for name in ("text", "cross")
         ],
         "weights": [
-            setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=SPACES[name], WEIGHT=w, K=3)
-            for name, w in (("text", 3.0), ("text+cross", 1.0))
-            for form in ("correlation", "regress", "kl")
+            setting("paper-text-w10", FORM="paper", SPACES=("text",), WEIGHT=10.0, K=3),
+            *(
+                setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=SPACES[name], WEIGHT=w, K=3)
+                for name, w in (("text", 3.0), ("text+cross", 1.0))
+                for form in ("correlation", "regress", "kl")
+            ),
+        ],
+        "neighbours": [
+            setting(f"{form}-{name}-k{k}", FORM=form, SPACES=SPACES[name], WEIGHT=1.0, K=k)
+            for form, name in (("paper", "cross"), ("match", "text"))
+            for k in (1, 3, 6)
         ],
         "confirm": [
             setting("pointwise-w1", MODE="pointwise", SPACES=("text",), WEIGHT=1.0),
