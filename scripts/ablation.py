@@ -80,9 +80,8 @@ def studies() -> dict[str, list[Setting]]:
             ),
         ],
         "neighbours": [
-            setting(f"{form}-{name}-k{k}", FORM=form, SPACES=SPACES[name], WEIGHT=1.0, K=k)
-            for form, name in (("paper", "cross"), ("match", "text"))
-            for k in (1, 3, 6)
+            setting(f"paper-cross-k{k}", FORM="paper", SPACES=("cross",), WEIGHT=1.0, K=k)
+            for k in (1, 6)
         ],
         "confirm": [
             setting("pointwise-w1", MODE="pointwise", SPACES=("text",), WEIGHT=1.0),
