@@ -223,13 +223,23 @@ class DatasetWrapper(torch.utils.data.Dataset):
         if "normalize" in cfg.INPUT.TRANSFORMS:
             plain.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
         self.to_tensor = T.Compose(plain)
+        self._kept = {}
+
+    def _image(self, path):
+        image = self._kept.get(path)
+        if image is None:
+            image = read_image(path)
+            # Opening an image this small costs more than keeping it (12 KiB, 48 MiB in all).
+            if image.width * image.height <= 64 * 64 and len(self._kept) < 4096:
+                self._kept[path] = image
+        return image
 
     def __len__(self):
         return len(self.data_source)
 
     def __getitem__(self, idx):
         item = self.data_source[idx]
-        image = read_image(item.impath)
+        image = self._image(item.impath)
         output = {
             "label": item.label,
             "domain": item.domain,
