@@ -362,11 +362,13 @@ def main() -> int:
     data, output = osp.abspath(osp.expanduser(args.data)), osp.abspath(osp.expanduser(args.output))
     if args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; use at least 1")
+    # Zero-shot CLIP does not depend on the seed: one run of it stands for all.
     jobs = [
         job
         for seed in seeds
         for dataset in _datasets(args.datasets)
         for trainer in args.trainers.split(",")
+        if seed == seeds[0] or not is_zero_shot(trainer)
         for job in base2new_jobs(
             trainer, dataset, seed, shots=shots, cfg=args.cfg, data=data, output=output, opts=opts
         )
