@@ -190,9 +190,7 @@ class ProxyFDAMixin:
             if osp.exists(path):
                 self._fda.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             else:
-                print(
-                    f"No proxy generator at {path}, so it starts anew (another trainer's run?)"
-                )
+                print(f"No proxy generator at {path}, so it starts anew (another trainer's run?)")
         return start_epoch
 
 
