@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from types import SimpleNamespace
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -26,7 +27,7 @@ from tabulate import tabulate
 
 import train
 from proxyfda.clip import load_clip
-from proxyfda.dassl import TRAINER_REGISTRY, DatasetBase, Datum
+from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.errors import tell_mistakes
 
 
@@ -34,7 +35,9 @@ class _Images(torch.utils.data.Dataset):
     """Random images, as many per class as a batch needs."""
 
     def __init__(self, classes: int, per_class: int, size: int) -> None:
-        self.data_source = [Datum("", label) for label in range(classes) for _ in range(per_class)]
+        self.data_source = [
+            SimpleNamespace(label=label) for label in range(classes) for _ in range(per_class)
+        ]
         self.pixels = torch.randn(8, 3, size, size)
 
     def __len__(self) -> int:
@@ -48,8 +51,8 @@ class _Data:
     """Stands in for the data manager."""
 
     def __init__(self, classes: int) -> None:
-        self.dataset = DatasetBase.__new__(DatasetBase)
-        self.dataset._classnames = [f"thing number {i}" for i in range(classes)]
+        names = [f"thing number {i}" for i in range(classes)]
+        self.dataset = SimpleNamespace(classnames=names, template=None)
 
 
 def build(name: str, args: argparse.Namespace, weights: str, size: int):
