@@ -96,6 +96,11 @@ def _keys(cfg, prefix=""):
             yield prefix + key
 
 
+def _near(key, cfg):
+    near = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "see the config printed at the start of a run"
+
+
 def _merge(merge, what, cfg):
     """Run one yacs merge; say its complaint in one sentence that names the option."""
     try:
@@ -106,11 +111,9 @@ def _merge(merge, what, cfg):
             .replace("Non-existent key: ", "")
             .strip("'\" ")
         )
-        near = difflib.get_close_matches(missing, list(_keys(cfg)), n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {near[0]}?" if near else "see the config printed at the start of a run"
-        )
-        raise ValueError(f"{what} sets {missing!r}, which is no option; {hint}") from None
+        raise ValueError(
+            f"{what} sets {missing!r}, which is no option; {_near(missing, cfg)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{what} has a value of the wrong type: {error}") from None
     except yaml.YAMLError as error:
@@ -144,13 +147,7 @@ def _merge_opts(cfg, opts):
         )
     for key, value in zip(opts[::2], opts[1::2]):
         if key not in set(_keys(cfg)):
-            near = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else "see the config printed at the start of a run"
-            )
-            raise ValueError(f"{key!r} is no option; {hint}")
+            raise ValueError(f"{key!r} is no option; {_near(key, cfg)}")
         _merge(
             lambda key=key, value=value: cfg.merge_from_list([key, value]),
             f"option {key} {value}",

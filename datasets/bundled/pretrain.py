@@ -67,7 +67,7 @@ def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 def compact_state(model: torch.nn.Module, kept: torch.Tensor) -> dict[str, torch.Tensor]:
     """The state dict in fp16 with only the ``kept`` [r] rows of the token embedding."""
-    state = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items()}
     state["token_embedding.rows"] = kept.to(torch.int32)
     return state
 
