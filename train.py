@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import json
 import os
 import os.path as osp
@@ -58,6 +59,30 @@ def extend_cfg(cfg):
     cfg.TRAINER.COOP.CTX_INIT = ""  # initial words
     cfg.TRAINER.COOP.PREC = "fp16"  # fp16, fp32 or amp
     cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle or front
+
+    cfg.TRAINER.COCOOP = CfgNode()
+    cfg.TRAINER.COCOOP.N_CTX = 16  # number of context tokens
+    cfg.TRAINER.COCOOP.CTX_INIT = ""  # initial words
+    cfg.TRAINER.COCOOP.PREC = "fp16"  # fp16, fp32 or amp
+    cfg.TRAINER.COCOOP.MAX_MEMORY = 4.0  # GiB for the text encoder's activations
+
+    cfg.TRAINER.MAPLE = CfgNode()
+    cfg.TRAINER.MAPLE.N_CTX = 2  # number of context tokens on both sides
+    cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # initial words, used up to 4 tokens
+    cfg.TRAINER.MAPLE.PREC = "fp16"  # fp16, fp32 or amp
+    cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # layers with prompts; 1: the input alone
+
+    cfg.TRAINER.PROMPTSRC = CfgNode()
+    cfg.TRAINER.PROMPTSRC.N_CTX_VISION = 4  # number of visual prompt tokens
+    cfg.TRAINER.PROMPTSRC.N_CTX_TEXT = 4  # number of text prompt tokens
+    cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"  # initial words, used up to 4 tokens
+    cfg.TRAINER.PROMPTSRC.PREC = "fp16"  # fp16, fp32 or amp
+    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION = 9  # layers with visual prompts
+    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT = 9  # layers with text prompts
+    cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0  # consistency of text features
+    cfg.TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT = 10.0  # consistency of image features
+    cfg.TRAINER.PROMPTSRC.GPA_MEAN = 15.0  # epoch at the middle of the Gaussian weights
+    cfg.TRAINER.PROMPTSRC.GPA_STD = 1.0  # their spread in epochs
 
     proxyfda.extend_cfg(cfg)
 
@@ -120,6 +145,16 @@ def _merge(merge, what, cfg):
         raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def _widened(value, wanted):
+    """A whole number where a float is wanted, as a float: yacs takes no 25 for 25.0."""
+    if isinstance(wanted, CfgNode) and isinstance(value, CfgNode):
+        for key in value.keys() & wanted.keys():
+            value[key] = _widened(value[key], wanted[key])
+    elif isinstance(wanted, float) and type(value) is int:
+        return float(value)
+    return value
+
+
 def _merge_file(cfg, path, flag):
     if not path:
         return
@@ -136,7 +171,12 @@ def _merge_file(cfg, path, flag):
             else f"there is no {folder} with YAML files"
         )
         raise FileNotFoundError(f"{flag} {path} does not exist; {there}")
-    _merge(lambda: cfg.merge_from_file(path), f"{flag} {path}", cfg)
+
+    def merge():
+        with open(path) as file:
+            cfg.merge_from_other_cfg(_widened(CfgNode.load_cfg(file), cfg))
+
+    _merge(merge, f"{flag} {path}", cfg)
 
 
 def _merge_opts(cfg, opts):
@@ -148,11 +188,11 @@ def _merge_opts(cfg, opts):
     for key, value in zip(opts[::2], opts[1::2]):
         if key not in set(_keys(cfg)):
             raise ValueError(f"{key!r} is no option; {_near(key, cfg)}")
-        _merge(
-            lambda key=key, value=value: cfg.merge_from_list([key, value]),
-            f"option {key} {value}",
-            cfg,
-        )
+        option = f"option {key} {value}"
+        wanted = functools.reduce(lambda node, name: node[name], key.split("."), cfg)
+        if isinstance(wanted, float) and value.lstrip("+-").isdigit():
+            value = float(value)
+        _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), option, cfg)
 
 
 def setup_cfg(args):

@@ -72,10 +72,9 @@ def default_config(trainer: str, dataset: str) -> str:
         return "bundled"
     with open(osp.join(CONFIGS, "base2new.yaml")) as file:
         names = yaml.safe_load(file)
-    host = plain_trainer(trainer)[1]
-    if host not in names:
+    choice = names.get(trainer) or names.get(plain_trainer(trainer)[1])
+    if choice is None:
         raise ValueError(f"no default config for trainer {trainer!r}; name one with --cfg or CFG=")
-    choice = names[host]
     return choice.get(dataset, choice["*"])
 
 

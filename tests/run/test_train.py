@@ -221,6 +221,14 @@ def test_later_settings_win(tmp_path, config):
     assert cfg.OPTIM.MAX_EPOCH == 4  # of the file, over the default
 
 
+def test_whole_numbers_serve_where_a_float_is_wanted(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("OPTIM: {LR: 1}\nTRAINER: {PROMPTSRC: {GPA_MEAN: 6}}\n")
+    words = ["--trainer", "CoOp", "--config-file", str(path), "DATASET.NAME", "ImageFolder"]
+    cfg = train.setup_cfg(train.parser().parse_args([*words, "TRAINER.PROXYFDA.WEIGHT", "3"]))
+    assert (cfg.OPTIM.LR, cfg.TRAINER.PROMPTSRC.GPA_MEAN, cfg.TRAINER.PROXYFDA.WEIGHT) == (1, 6, 3)
+
+
 def test_an_infinite_loss_stops_the_run(run, tmp_path):
     with pytest.raises(FloatingPointError, match="epoch [1-4], batch [1-9]"):
         run(tmp_path / "out", "CoOp", *BASE, "OPTIM.LR", 1e30)
