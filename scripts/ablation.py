@@ -1,8 +1,9 @@
 """The ablation behind docs/ablation.md: ``python scripts/ablation.py STUDY ... --data DATA``.
 
 Every setting is trained on the base classes of the bundled datasets with three seeds and measured
-on the validation split of base and new classes; the test split is not touched. A study is a list of
-settings; all are compared, dataset by dataset and seed by seed, with plain CoOp on random batches.
+on the validation split of base and new classes; the test split is not touched. A study is a host
+trainer and a list of settings; all are compared, dataset by dataset and seed by seed, with the
+plain host on random batches.
 """
 
 from __future__ import annotations
@@ -21,18 +22,14 @@ from tabulate import tabulate
 from proxyfda.errors import tell_mistakes
 from proxyfda.metrics import harmonic_mean
 
-HOST = {"M": 0, "N": 0, "MINING": False}
-BALANCED = {"M": 16, "N": 4, "MINING": False}
-MINED = {"M": 16, "N": 4, "MINING": True}
-DEFAULT = {"FORM": "regress", "SPACES": ("text", "cross"), "WEIGHT": 1.0, "K": 8}
-PAPER = {"FORM": "paper", "SPACES": ("cross",), "WEIGHT": 1.0, "K": 8}
+BALANCED = {"M": 16, "N": 4}
+MINED = {**BALANCED, "MINING": True}
 FORMS = ("paper", "standardised", "match", "kl", "regress", "correlation")
-SPACES = {"text": ("text",), "cross": ("cross",), "text+cross": ("text", "cross")}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A trainer with options of ``TRAINER.PROXYFDA``; ``label`` is its config folder."""
+    """A trainer with options of train.py; ``label`` is its config folder in the output."""
 
     label: str
     trainer: str
@@ -41,69 +38,133 @@ class Setting:
     @property
     def opts(self) -> list[str]:
         """Trailing options of train.py."""
-        return [
-            word for key, value in self.options for word in (f"TRAINER.PROXYFDA.{key}", str(value))
-        ]
+        return [word for key, value in self.options for word in (key, str(value))]
 
 
-def setting(label: str, trainer: str = "FDACoOp", batches: dict = HOST, **options) -> Setting:
-    """A setting from keyword options, in the trainer's own batches unless said otherwise."""
-    return Setting(label, trainer, tuple({**batches, **options}.items()))
+@dataclass(frozen=True)
+class Study:
+    """Settings to compare with the plain ``host`` (its config ``bundled``) and zero-shot CLIP."""
+
+    host: str
+    settings: tuple[Setting, ...]
+
+    @property
+    def plain(self) -> Setting:
+        """What the differences are taken to."""
+        return Setting("plain", self.host)
+
+    @property
+    def rows(self) -> list[Setting]:
+        """All settings of the table, the references first."""
+        return [ZERO_SHOT, self.plain, *self.settings]
 
 
-PLAIN = Setting("plain", "CoOp")
 ZERO_SHOT = Setting("zero-shot", "ZeroshotCLIP")
 
 
-def studies() -> dict[str, list[Setting]]:
-    """Study -> settings, beside zero-shot CLIP and plain CoOp."""
+def fda(host: str, label: str, *, proxies: bool = False, **options) -> Setting:
+    """The host with options of ``TRAINER.PROXYFDA``, in its own batches unless M and N say more."""
+    trainer = ("ProxyFDA" if proxies else "FDA") + host
+    return Setting(label, trainer, tuple((f"TRAINER.PROXYFDA.{k}", v) for k, v in options.items()))
+
+
+def term(
+    host: str, form: str, spaces: str, weight: float = 1.0, label: str = "", **more
+) -> Setting:
+    """One form on some spaces (joined by +) with λ ``weight``."""
+    words = {"FORM": form, "SPACES": tuple(spaces.split("+")), "WEIGHT": weight, **more}
+    return fda(host, label or f"{form}-{spaces}-w{weight:g}", **words)
+
+
+def pull(host: str, spaces: str, weight: float) -> Setting:
+    """The point-wise pull to the frozen features."""
+    words = {"MODE": "pointwise", "SPACES": tuple(spaces.split("+")), "WEIGHT": weight}
+    return fda(host, f"pointwise-{spaces}-w{weight:g}", **words)
+
+
+def samplers(host: str) -> list[Setting]:
+    """The batches alone, without any term."""
+    return [
+        fda(host, "balanced", MODE="sampler", **BALANCED),
+        fda(host, "mined", MODE="sampler", **MINED),
+    ]
+
+
+def coop() -> dict[str, list[Setting]]:
+    """CoOp: the image encoder is frozen, relations of class texts and of images to them."""
+    host, default = "CoOp", {"form": "regress", "spaces": "text+cross", "K": 8}
     return {
-        "baselines": [
-            setting("balanced", MODE="sampler", batches=BALANCED),
-            setting("mined", MODE="sampler", batches=MINED),
-            *(
-                setting(f"pointwise-w{w:g}", MODE="pointwise", SPACES=("text",), WEIGHT=w)
-                for w in (1.0, 3.0, 10.0, 30.0)
-            ),
-        ],
-        "forms": [
-            setting(f"{form}-{name}-w1", FORM=form, SPACES=SPACES[name], WEIGHT=1.0, K=3)
-            for form in FORMS
-            for name in ("text", "cross")
-        ],
+        "baselines": [*samplers(host), *(pull(host, "text", w) for w in (1, 3, 10, 30))],
+        "forms": [term(host, form, space, K=3) for form in FORMS for space in ("text", "cross")],
         "weights": [
-            setting("paper-text-w10", FORM="paper", SPACES=("text",), WEIGHT=10.0, K=3),
+            term(host, "paper", "text", 10, K=3),
             *(
-                setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=SPACES[name], WEIGHT=w, K=3)
-                for name, w in (("text", 3.0), ("text+cross", 1.0))
+                term(host, form, spaces, w, K=3)
+                for spaces, w in (("text", 3), ("text+cross", 1))
                 for form in ("correlation", "regress", "kl")
             ),
         ],
         "neighbours": [
-            setting(f"paper-cross-k{k}", FORM="paper", SPACES=("cross",), WEIGHT=1.0, K=k)
-            for k in (1, 6)
+            term(host, "paper", "cross", K=k, label=f"paper-cross-k{k}") for k in (1, 6)
         ],
         "confirm": [
-            setting("pointwise-w1", MODE="pointwise", SPACES=("text",), WEIGHT=1.0),
-            setting("pointwise-w10", MODE="pointwise", SPACES=("text",), WEIGHT=10.0),
-            setting("paper-cross-w1", FORM="paper", SPACES=("cross",), WEIGHT=1.0, K=3),
-            *(
-                setting(f"{form}-{name}-w{w:g}", FORM=form, SPACES=SPACES[name], WEIGHT=w, K=3)
-                for form, name, w in (
-                    ("regress", "text+cross", 1.0),
-                    ("kl", "text+cross", 1.0),
-                    ("correlation", "text", 3.0),
-                    ("regress", "text", 1.0),
-                )
-            ),
+            pull(host, "text", 1),
+            pull(host, "text", 10),
+            term(host, "paper", "cross", K=3),
+            term(host, "regress", "text+cross", K=3),
+            term(host, "kl", "text+cross", K=3),
+            term(host, "correlation", "text", 3, K=3),
+            term(host, "regress", "text", K=3),
         ],
         "batches": [
-            setting("balanced", MODE="sampler", batches=BALANCED),
-            setting("mined", MODE="sampler", batches=MINED),
-            setting("fda-balanced", batches=BALANCED, **DEFAULT),
-            setting("proxy", "ProxyFDACoOp", **DEFAULT),
-            setting("paper-preset", "ProxyFDACoOp", batches=MINED, **PAPER),
+            *samplers(host),
+            term(host, label="fda-balanced", **default, **BALANCED),
+            term(host, label="proxy", proxies=True, **default),
+            term(host, "paper", "cross", label="paper-preset", proxies=True, K=8, **MINED),
         ],
+    }
+
+
+def schedule(host: str, batch: int, epochs: int, lr: float) -> Setting:
+    """The plain trainer with another batch size, number of epochs and learning rate."""
+    options = (
+        ("DATALOADER.TRAIN_X.BATCH_SIZE", batch),
+        ("OPTIM.MAX_EPOCH", epochs),
+        ("OPTIM.LR", lr),
+    )
+    if (
+        host == "PromptSRC"
+    ):  # its average over epochs stays where upstream has it, at three quarters
+        options += (("TRAINER.PROMPTSRC.GPA_MEAN", 0.75 * epochs),)
+        options += (("TRAINER.PROMPTSRC.GPA_STD", 0.05 * epochs),)
+    return Setting(f"batch{batch}-ep{epochs}-lr{lr:g}", host, options)
+
+
+def maple() -> dict[str, list[Setting]]:
+    """MaPLe: the image features move, so relations among images count too."""
+    host = "MaPLe"
+    spaces = ("image", "text", "cross", "image+text", "image+cross", "image+text+cross")
+    return {
+        "maple-schedules": [
+            schedule(host, 4, 5, 0.0035),  # upstream's
+            *(schedule(host, 48, ep, lr) for ep in (5, 30, 60) for lr in (0.0035, 0.012, 0.042)),
+        ],
+        "maple-baselines": [
+            *samplers(host),
+            *(pull(host, space, w) for space in ("image", "image+text") for w in (1, 3, 10)),
+        ],
+        "maple-spaces": [term(host, "regress", space) for space in spaces],
+        "maple-forms": [term(host, form, "image") for form in FORMS if form != "regress"],
+    }
+
+
+def studies() -> dict[str, Study]:
+    """All studies by name; those of CoOp have none in front."""
+    hosts = {"CoOp": coop(), "MaPLe": maple()}
+    return {
+        name: Study(host, tuple(settings))
+        for host, named in hosts.items()
+        for name, settings in named.items()
     }
 
 
@@ -153,11 +214,11 @@ def _with_error(values: list[float]) -> str:
     return f"{statistics.mean(values):+.1f} ± {error:.1f}"
 
 
-def table(settings: list[Setting], runs: Runs) -> str:
-    """Markdown: averages, and differences to plain CoOp, mean ± standard error over all runs."""
-    plain = runs.measured(PLAIN)
+def table(study: Study, runs: Runs) -> str:
+    """Markdown: averages, and differences to the plain host, mean ± standard error over runs."""
+    plain = runs.measured(study.plain)
     rows = []
-    for one in settings:
+    for one in study.rows:
         found = runs.measured(one)
         shared = sorted(set(found) & set(plain))
         if not shared:
@@ -171,7 +232,8 @@ def table(settings: list[Setting], runs: Runs) -> str:
             [one.label + note, f"{base:.1f}", f"{new:.1f}", f"{harmonic_mean(base, new):.1f}"]
             + [_with_error(values) for values in (*gaps, h_gaps)]
         )
-    headers = ["setting", "base", "new", "H", "base - CoOp", "new - CoOp", "H - CoOp"]
+    headers = ["setting", "base", "new", "H"]
+    headers += [f"{name} - {study.host}" for name in ("base", "new", "H")]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -197,11 +259,11 @@ def main() -> int:
     runs = Runs(datasets, seeds, osp.abspath(args.data), osp.abspath(args.output))
     code = 0
     for name in names:
-        settings = [ZERO_SHOT, PLAIN, *known[name]]
+        study = known[name]
         if not args.tables_only:
-            todo = [job for one in settings for key in runs.keys for job in runs.jobs(one, *key)]
+            todo = [job for one in study.rows for key in runs.keys for job in runs.jobs(one, *key)]
             code |= jobs.run(todo, workers=args.workers)
-        print(f"\n### {name}\n\n{table(settings, runs)}\n", flush=True)
+        print(f"\n### {name}\n\n{table(study, runs)}\n", flush=True)
     return code
 
 
