@@ -79,7 +79,8 @@ class FeatureCapture:
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not self._active:
+            # Once gradients have arrived, a forward call is a recomputation (checkpointing).
+            if not self._active or self._ready is not None:
                 return
             features = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(features, Tensor):

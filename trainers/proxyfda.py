@@ -1,6 +1,7 @@
 """The trainers with FDA and Proxy-FDA, made by the plugin as in any other codebase."""
 
 from proxyfda import register
+from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
 
-register(CoOp)
+register(CoOp, CoCoOp)

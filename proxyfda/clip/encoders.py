@@ -85,6 +85,11 @@ class TextEncoder(FrozenEncoder):
         self.context_length = text.context_length
         self.width = self.token_embedding.weight.shape[1]
         self.num_layers = len(self.transformer.resblocks)
+        projection = self.text_projection
+        if isinstance(projection, nn.Linear):
+            self.output_dim = projection.out_features
+        else:
+            self.output_dim = self.width if projection is None else projection.shape[1]
         self.eval()
 
     @property
@@ -127,7 +132,8 @@ class TextEncoder(FrozenEncoder):
         """Text features, not normalised.
 
         Args:
-            prompts: embeddings [n, L, w] without positional embedding.
+            prompts: embeddings [n, L, w] without positional embedding, or [s, n, L, w]: s sets of
+                the same n texts, each with a context of its own (CoCoOp's images).
             tokenized_prompts: ids [n, L'] of the same prompts; they say where each text ends.
                 Everything after the longest of them is cut off, which changes no feature as the
                 attention is causal; L may be that short already.
@@ -135,10 +141,13 @@ class TextEncoder(FrozenEncoder):
                 block j+1.
 
         Returns:
-            [n, d] features.
+            [n, d] features; [s * n, d], one set after the other, for s sets.
         """
         ends = self.eot_positions(tokenized_prompts).to(prompts.device)
         length = int(ends.max()) + 1
+        if prompts.dim() == 4:
+            ends = ends.repeat(prompts.shape[0])
+            prompts = prompts.flatten(0, 1)
         if prompts.shape[1] < length:
             raise ValueError(
                 f"prompts of {prompts.shape[1]} tokens are shorter than their text, which ends at "
