@@ -16,6 +16,7 @@ and cosines tie.
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
@@ -50,8 +51,8 @@ def unit_rows(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=1e-8)
 
 
-def _require_matrix(name: str, x: Tensor) -> None:
-    if x.dim() != 2 or not x.is_floating_point():
+def _require_matrix(name: str, x: Tensor, sets: bool = False) -> None:
+    if x.dim() not in (2, 3 if sets else 2) or not x.is_floating_point():
         raise ValueError(
             f"{name} has shape {tuple(x.shape)} and dtype {x.dtype}; "
             "give a float matrix with one feature per row."
@@ -207,6 +208,14 @@ class NeighbourGraph:
             variance = variance.mean().expand(n, 1)
         self.spread = variance.sqrt().clamp(min=MIN_SPREAD)
 
+    def repeat(self, sets: int) -> NeighbourGraph:
+        """The same graph for several sets of tuned features: its rows [sets · N, M], set by set."""
+        graph = copy.copy(self)
+        for name in ("similarities", "mask", "valid", "weights", "threshold", "spread", "_order"):
+            rows = getattr(self, name)
+            setattr(graph, name, None if rows is None else rows.repeat(sets, 1))
+        return graph
+
     def _ranked(self) -> Tensor:
         return self.similarities.masked_fill(~self.valid, -float("inf"))
 
@@ -235,7 +244,7 @@ class NeighbourGraph:
     def column_gram(self) -> Tensor:
         """Frozen cosines among the columns [M, M]; in the self form the similarities."""
         if not self.is_cross:
-            return self.similarities
+            return self.similarities[: len(self._columns)]
         with full_precision(self._columns.device):
             return self._columns @ self._columns.t()
 
@@ -248,7 +257,7 @@ class NeighbourGraph:
         row (ours).
         """
         n, m = self.shape
-        return n < 1 or m < 2 if self.is_cross else n <= 3
+        return n < 1 or m < 2 if self.is_cross else m <= 3
 
     @property
     def relations(self) -> Relations:
@@ -454,13 +463,19 @@ def prepare(
     Raises:
         ValueError: shapes that do not go together; neither graph nor k.
     """
-    _require_matrix("features", features)
+    _require_matrix("features", features, sets=True)
+    sets = features.shape[:-2]
     if columns is not None:
-        _require_matrix("columns", columns)
-        if columns.shape[1] != features.shape[1]:
+        _require_matrix("columns", columns, sets=True)
+        if columns.shape[-1] != features.shape[-1]:
             raise ValueError(
-                f"features have dimension {features.shape[1]}, columns {columns.shape[1]}; "
+                f"features have dimension {features.shape[-1]}, columns {columns.shape[-1]}; "
                 "both must lie in one feature space."
+            )
+        if columns.shape[:-2] != sets:
+            raise ValueError(
+                f"features have shape {tuple(features.shape)}, columns {tuple(columns.shape)}; "
+                "give both for the same number of sets, or both without."
             )
     if graph is None:
         if anchors is None or (columns is None) != (column_anchors is None):
@@ -470,8 +485,12 @@ def prepare(
             )
         if k is None:
             raise ValueError("k is missing; give the number of neighbours or a NeighbourGraph.")
+        if sets and anchors.shape[:-1] == features.shape[:-1] and columns is not None:
+            anchors = anchors.flatten(0, 1)
         graph = NeighbourGraph(anchors, k, column_anchors, scale=scale)
-    wanted = (features.shape[0], (features if columns is None else columns).shape[0])
+    wanted = (features.shape[:-1].numel(), (features if columns is None else columns).shape[-2])
+    if sets and graph.shape[0] * sets[0] == wanted[0]:
+        graph = graph.repeat(sets[0])
     if graph.shape != wanted or graph.is_cross != (columns is not None):
         raise ValueError(
             f"the loss relates {wanted[0]} rows to {wanted[1]} "
@@ -502,6 +521,11 @@ def fda_loss(
     ``columns``, mean over all j. Both receive gradient. For the opposite direction call again with
     the two swapped.
 
+    Several sets of tuned features that share a frozen side go in one call (ours): ``features``
+    [S, N, d], for the cross-modal form with ``columns`` [S, M, d], row i of set s meeting the
+    columns of set s alone. The loss is the mean over the sets. CoCoOp needs it, whose class texts
+    differ from image to image.
+
     ======== ============================ ==================== ======================
     form     formula                      uses                 minimum
     ======== ============================ ==================== ======================
@@ -516,8 +540,9 @@ def fda_loss(
     All but ``paper`` are ours; each is described at its function.
 
     Args:
-        features: tuned features [N, d].
-        anchors: frozen features of the same samples [N, d]; no gradient flows into them.
+        features: tuned features [N, d], or [S, N, d].
+        anchors: frozen features of the same samples [N, d], in the cross-modal form also
+            [S, N, d]; no gradient flows into them.
         k: neighbours per row, clamped as ``NeighbourGraph`` says; required without ``graph``.
         tau: temperature of the cosines, in ``paper`` (value ours).
         bias: offset of the logits with its sign as in Eq. 2, in ``paper`` (value ours).
@@ -525,9 +550,10 @@ def fda_loss(
         slope: steepness per unit of spread, in ``standardised`` and ``match``.
         temperature: of the row softmax in units of spread, in ``kl``.
         scale: unit of the spread, see ``NeighbourGraph``.
-        columns: tuned column features [M, d].
+        columns: tuned column features [M, d], or [S, M, d].
         column_anchors: their frozen counterparts [M, d].
-        graph: frozen graph made before, instead of anchors, column_anchors, k and scale.
+        graph: frozen graph made before, instead of anchors, column_anchors, k and scale; of N
+            rows, or of S · N rows set by set.
 
     Returns:
         Scalar, fp32 (float64 for float64 features). Exactly 0 with zero gradient if there is
@@ -542,7 +568,8 @@ def fda_loss(
         return zero_loss(features, columns)
     with full_precision(features.device):
         rows = unit_rows(features)
-        cosines = rows @ (rows if columns is None else unit_rows(columns).to(rows.dtype)).t()
+        others = rows if columns is None else unit_rows(columns).to(rows.dtype)
+        cosines = (rows @ others.transpose(-1, -2)).reshape(graph.shape)
         return row_losses(form, cosines, graph.relations, options).mean()
 
 

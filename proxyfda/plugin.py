@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import os.path as osp
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +227,7 @@ class FeatureAlignment:
         self._seed = seed
         self._text_anchors: Optional[Tensor] = None
         self._text_graph: Optional[NeighbourGraph] = None
+        self._anchors: Optional[Tensor] = None
         self._terms: Dict[str, Tensor] = {}
         self._options = {
             name: getattr(settings, name)
@@ -244,13 +245,22 @@ class FeatureAlignment:
         return self._text_anchors
 
     def _image_anchors(self, captured: Captured) -> Tensor:
+        """Frozen features of the step's images, [B, d]; encoded once, whatever asks for them."""
         if not captured.tuned("image_encoder"):
             return torch.cat([leaf.detach() for leaf in captured.leaves["image_encoder"]])
-        encode = _frozen(self._host, "frozen_image_features", "a tuned image encoder is compared")
-        with torch.no_grad():
-            return torch.cat(
-                [encode(call.inputs).detach().float() for call in captured.calls["image_encoder"]]
+        if self._anchors is None:
+            encode = _frozen(
+                self._host, "frozen_image_features", "a tuned image encoder is compared"
             )
+            found: Dict[int, Tensor] = {}
+            with torch.no_grad():
+                for call in captured.calls["image_encoder"]:
+                    if id(call.inputs) not in found:
+                        found[id(call.inputs)] = encode(call.inputs).detach().float()
+            self._anchors = torch.cat(
+                [found[id(call.inputs)] for call in captured.calls["image_encoder"]]
+            )
+        return self._anchors
 
     # -- the term ---------------------------------------------------------------------------------
 
@@ -276,16 +286,15 @@ class FeatureAlignment:
             )
         return tuple(space for space in spaces if paths[space])
 
-    def _sets(self, space: str, captured: Captured) -> Iterable[Tuple[Dict[str, Any], Any]]:
-        """Arguments of one or several loss calls: features, anchors, columns and graph."""
+    def _arguments(self, space: str, captured: Captured) -> Dict[str, Any]:
+        """What the loss of a space takes: features, anchors or graph, columns."""
         images, texts = captured.leaves.get("image_encoder"), captured.leaves.get("text_encoder")
         if space == "image":
-            yield {"features": torch.cat(images), "anchors": self._image_anchors(captured)}
-            return
+            return {"features": torch.cat(images), "anchors": self._image_anchors(captured)}
         anchors = self.text_anchors()
         classes = anchors.shape[0]
         # A host may encode one set of class texts or one per image (CoCoOp), in one call or many.
-        rows = torch.cat(texts)
+        rows = torch.cat([text.reshape(-1, text.shape[-1]) for text in texts])
         if rows.shape[0] % classes:
             raise ValueError(
                 f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
@@ -293,28 +302,24 @@ class FeatureAlignment:
             )
         sets = rows.view(-1, classes, rows.shape[-1])
         if space == "text":
-            if self.mode != "pointwise" and self._text_graph is None:
+            if self.mode == "pointwise":
+                return {"features": rows, "anchors": anchors.repeat(len(sets), 1)}
+            if self._text_graph is None:
                 self._text_graph = NeighbourGraph(anchors, self.settings.k)
-            for text in sets:
-                yield {"features": text, "anchors": anchors, "graph": self._text_graph}
-            return
+            return {"features": sets, "graph": self._text_graph}
         features, image_anchors = torch.cat(images), self._image_anchors(captured)
         if len(sets) == 1:
-            groups = [(features, image_anchors)]
+            sets, scale = sets[0], "pooled"
         elif len(sets) == len(features):
-            groups = list(zip(features.split(1), image_anchors.split(1)))
+            # Each image is a row of its own: its spread is that of its own similarities.
+            features, scale = features.unsqueeze(1), "row"
         else:
             raise ValueError(
                 f"{len(features)} images met {len(sets)} sets of class texts in one step; the "
                 "cross space needs one set for all images or one per image"
             )
-        for text, (rows, row_anchors) in zip(sets, groups):
-            yield {
-                "features": rows,
-                "anchors": row_anchors,
-                "columns": text,
-                "column_anchors": anchors,
-            }
+        graph = NeighbourGraph(image_anchors, self.settings.k, anchors, scale=scale)
+        return {"features": features, "columns": sets, "graph": graph}
 
     def _generator(self, space: str, dim: int) -> ProxyGenerator:
         if space not in self.generators:
@@ -345,14 +350,11 @@ class FeatureAlignment:
         generators, which step in :meth:`finish_step`."""
         loss_fda: List[Tensor] = []
         loss_proxy: List[Tensor] = []
+        self._anchors = None
         for space in self.spaces(captured):
-            pairs = [self._loss(space, arguments) for arguments in self._sets(space, captured)]
-            loss_fda.append(torch.stack([fda for fda, _ in pairs]).mean())
-            loss_proxy += (
-                [torch.stack([proxy for _, proxy in pairs]).mean()]
-                if pairs[0][1] is not None
-                else []
-            )
+            fda, proxy = self._loss(space, self._arguments(space, captured))
+            loss_fda.append(fda)
+            loss_proxy += [] if proxy is None else [proxy]
         total = self.settings.weight * torch.stack(loss_fda).sum()
         self._terms = {"loss_fda": torch.stack(loss_fda).sum().detach()}
         if loss_proxy:

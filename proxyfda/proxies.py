@@ -58,16 +58,22 @@ class Proxies(NamedTuple):
 
         Args:
             similarities: cosines of rows and columns [N, M].
-            gram: cosines among the columns [M, M].
+            gram: cosines among the columns [M, M], or [S, M, M] of the columns of S sets, each of
+                which N / S consecutive anchors look at.
         """
         return self.estimate(similarities) / self._norms(self._products(gram))
 
     def _products(self, gram: Tensor) -> Tensor:
-        n, p, m = self.weights.shape
-        return (self.weights.reshape(n * p, m) @ gram).view(n, p, m)  # p·x for every column x
+        return _times(self.weights, gram)  # p·x for every column x
 
     def _norms(self, products: Tensor) -> Tensor:
         return (self.weights * products).sum(2).clamp(min=1e-8).sqrt()
+
+
+def _times(weights: Tensor, gram: Tensor) -> Tensor:
+    """Weights [N, P, M] times a Gram matrix [M, M], or times that of their set, [S, M, M]."""
+    sets = gram.shape[:-2]
+    return (weights.reshape(*sets, -1, weights.shape[-1]) @ gram).view(weights.shape)
 
 
 def _adaptive_average(size: int, count: int) -> Tensor:
@@ -141,7 +147,7 @@ class ProxyGenerator(nn.Module):
 
         Args:
             features: features of the graph's columns [M, d] (in the self form its rows); no
-                gradient flows into them.
+                gradient flows into them. [S, M, d]: N / S consecutive anchors look at each.
             graph: whose sets are pooled.
 
         Returns:
@@ -150,23 +156,24 @@ class ProxyGenerator(nn.Module):
         Raises:
             ValueError: d is not ``dim``, or M not the graph's.
         """
-        if features.dim() != 2 or features.shape[1] != self.dim:
+        if features.dim() not in (2, 3) or features.shape[-1] != self.dim:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}, but this generator was built for "
                 f"dimension {self.dim}; build ProxyGenerator({features.shape[-1]}) for them."
             )
         n, m = graph.shape
-        if len(features) != m:
-            raise ValueError(f"{len(features)} features meet {graph!r}; give its {m} columns.")
+        if features.shape[-2] != m:
+            raise ValueError(f"{features.shape[-2]} features meet {graph!r}; give its {m} columns.")
         positives, negatives = self.count(graph.k), self.count(graph.count - graph.k)
         if n == 0 or graph.count == 0:
             return Proxies(self.down.weight.new_zeros(n, 0, m), 0)
         with full_precision(features.device):
             x = unit_rows(features.detach()).to(self.down.weight.dtype)
-            members = self._attend(self.norm(self.down(x - x.mean(0))))
+            members = self._attend(self.norm(self.down(x - x.mean(-2, keepdim=True))))
             queries = F.normalize(self._queries(members, graph), dim=2)
-            keys = self.log_scale.exp() * F.normalize(members, dim=1)
-            logits = (queries.view(-1, self.width) @ keys.t()).view(n, -1, m)
+            keys = self.log_scale.exp() * F.normalize(members, dim=-1)
+            queries = queries.view(*members.shape[:-2], -1, self.width)
+            logits = (queries @ keys.transpose(-1, -2)).view(n, -1, m)
             outside = torch.cat(
                 [
                     (~graph.mask).unsqueeze(1).expand(n, positives, m),
@@ -177,20 +184,24 @@ class ProxyGenerator(nn.Module):
             return Proxies(logits.masked_fill(outside, -float("inf")).softmax(2), positives)
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        """Tokens [M, r] -> members [M, r]."""
-        q, k, v = self.qkv(tokens).chunk(3, dim=1)
-        scores = q @ k.t() / math.sqrt(self.width)
-        return tokens + self.out(scores.softmax(1) @ v)
+        """Tokens [M, r] -> members [M, r], or the same with a leading dimension of sets."""
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.width)
+        return tokens + self.out(scores.softmax(-1) @ v)
 
     def _queries(self, members: Tensor, graph: NeighbourGraph) -> Tensor:
-        """Members [M, r] -> one query per proxy [N, P, r]."""
+        """Members [M, r] or [S, M, r] -> one query per proxy [N, P, r]."""
         n, m = graph.shape
         averages, taps = self._constants(graph.count, graph.k, members)
         # Place of every column in its anchor's order; 0 for the anchor itself, which is in no set.
         place = torch.arange(1, graph.count + 1, device=members.device).expand(n, -1)
         places = place.new_zeros(n, m).scatter_(1, graph.order, place)
-        pools = averages.index_select(1, places.view(-1)).view(-1, m)  # [P·N, M]
-        averaged = (pools @ members).view(-1, n * self.width)
+        pools = averages.index_select(1, places.view(-1)).view(len(averages), n, m)  # [P, N, M]
+        if members.dim() == 2:
+            averaged = pools.view(-1, m) @ members
+        else:
+            averaged = pools.view(len(averages), len(members), -1, m) @ members
+        averaged = averaged.view(-1, n * self.width)
         hidden = averaged
         for i, (pointwise, weight) in enumerate(zip(self.pointwise, self.depthwise)):
             hidden = pointwise(hidden.view(-1, self.width)).view_as(averaged)
@@ -237,7 +248,7 @@ def _contrast(cosines: Tensor, proxies: Proxies, graph: NeighbourGraph, temperat
 
 def _spread(weights: Tensor, gram: Tensor, size: Tensor) -> Tensor:
     """Unbiased variance of unit vectors from the weights of their mean [..., M] and number."""
-    squared_mean = ((weights @ gram) * weights).sum(-1)
+    squared_mean = (_times(weights, gram) * weights).sum(-1)
     return (1.0 - squared_mean).clamp(min=0.0) * size / (size - 1.0).clamp(min=1.0)
 
 
@@ -279,7 +290,8 @@ def proxy_loss(
 
     Args:
         proxies: of ``graph``'s anchors; receive the gradient.
-        features: the graph's column features [M, d]; no gradient flows into them.
+        features: the graph's column features [M, d] or [S, M, d], as in ``ProxyGenerator``; no
+            gradient flows into them.
         graph: the frozen graph.
         alpha: weight of the variance term (value ours).
         temperature: of the contrastive term, at least 0.03 (value ours).
@@ -294,7 +306,9 @@ def proxy_loss(
         return zero_loss(proxies.weights)
     with full_precision(features.device):
         x = unit_rows(features.detach())
-        return _proxy_loss(_at_least_fp32(proxies), x @ x.t(), graph, alpha, temperature)
+        return _proxy_loss(
+            _at_least_fp32(proxies), x @ x.transpose(-1, -2), graph, alpha, temperature
+        )
 
 
 def _at_least_fp32(proxies: Proxies) -> Proxies:
@@ -396,8 +410,9 @@ def proxy_fda_loss(
     with full_precision(features.device):
         rows = unit_rows(features)
         others = rows if columns is None else unit_rows(columns).to(rows.dtype)
-        cosines = rows @ others.t()
-        gram = cosines if columns is None else others @ others.t()
+        gram = others @ others.transpose(-1, -2)
+        cosines = gram if columns is None else rows @ others.transpose(-1, -2)
+        cosines = cosines.reshape(graph.shape)
         loss_proxy = _proxy_loss(proxies, gram, graph, alpha, proxy_temperature)
 
         fixed = proxies._replace(weights=proxies.weights.detach().to(gram.dtype))

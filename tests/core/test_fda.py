@@ -354,6 +354,37 @@ def test_large_batch(n):
     assert torch.isfinite(loss) and torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("kind", ["self", "cross", "conditional"])
+@pytest.mark.parametrize("form", FORMS)
+def test_several_sets_in_one_call_equal_one_call_each(form, kind):
+    sets = torch.stack([features(7, seed=seed) for seed in range(1, 4)]).requires_grad_()
+    frozen, names, name_anchors = features(7), features(5, seed=9), features(5, seed=8)
+    columns = torch.stack([names + seed for seed in (0.0, 0.3, 0.5)])
+    if kind == "self":
+        together = fda_loss(sets, frozen, k=3, form=form)
+        each = [fda_loss(x, frozen, k=3, form=form) for x in sets]
+    elif kind == "cross":
+        together = fda_loss(
+            sets, frozen, columns=columns, column_anchors=name_anchors, k=3, form=form
+        )
+        each = [
+            fda_loss(x, frozen, columns=c, column_anchors=name_anchors, k=3, form=form)
+            for x, c in zip(sets, columns)
+        ]
+    else:  # every image meets class texts of its own
+        graph = NeighbourGraph(frozen[:3], 3, name_anchors, scale="row")
+        together = fda_loss(sets[:, :1], columns=columns, graph=graph, form=form)
+        each = [
+            fda_loss(x[:1], a[None], columns=c, column_anchors=name_anchors, k=3, form=form)
+            for x, a, c in zip(sets, frozen, columns)
+        ]
+    expected = torch.stack(each).mean()
+    torch.testing.assert_close(together, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, sets)[0] for loss in (together, expected))
+    )
+
+
 def test_pointwise_loss():
     x, frozen = features(5, seed=1).requires_grad_(), features(5, seed=2)
     want = sum(1 - cosine(a.detach(), b) for a, b in zip(x, frozen)) / 5

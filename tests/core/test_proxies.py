@@ -352,6 +352,34 @@ def test_equal_features_are_finite(form):
     assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
 
 
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+@pytest.mark.parametrize("form", ["paper", "match"])
+def test_several_sets_in_one_call_equal_one_call_each(form, cross):
+    sets = torch.stack([features(7, seed) for seed in range(1, 4)]).requires_grad_()
+    columns = torch.stack([features(6, seed) for seed in range(4, 7)]).requires_grad_()
+    frozen, column_anchors = features(7), features(6, 8)
+    generator = generator_for().double()
+    options = {"k": 3, "form": form, "generator": generator}
+    if cross:  # every row meets columns of its own
+        graph = NeighbourGraph(frozen[:3], 3, column_anchors, scale="row")
+        rows = sets[:, :1]
+        together = proxy_fda_loss(rows, columns=columns, graph=graph, **options)
+        each = [
+            proxy_fda_loss(row, anchor[None], columns=c, column_anchors=column_anchors, **options)
+            for row, anchor, c in zip(rows, frozen, columns)
+        ]
+    else:
+        together = proxy_fda_loss(sets, frozen, **options)
+        each = [proxy_fda_loss(x, frozen, **options) for x in sets]
+    leaves = [sets, *([columns] if cross else []), *generator.parameters()]
+    for got, wanted in zip(together, zip(*each)):
+        wanted = torch.stack(wanted).mean()
+        torch.testing.assert_close(got, wanted)
+        gradients = (torch.autograd.grad(x, leaves, allow_unused=True) for x in (got, wanted))
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b)
+
+
 def test_prepared_graph_and_state_dict():
     x, frozen = features(9, 1, torch.float32), features(9, 2, torch.float32)
     one, two = generator_for(seed=1), generator_for(seed=2)
