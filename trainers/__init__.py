@@ -1,3 +1,3 @@
 """The trainers; importing this package registers them all."""
 
-from trainers import cocoop, coop, proxyfda, zsclip  # noqa: F401
+from trainers import cocoop, coop, maple, promptsrc, proxyfda, zsclip  # noqa: F401

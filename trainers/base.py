@@ -22,7 +22,6 @@ from proxyfda.clip import (
     TextEncoder,
     did_you_mean,
     load_clip,
-    mismatches,
     plain_name,
     resolve_precision,
 )
@@ -31,9 +30,8 @@ from proxyfda.dassl import (
     build_lr_scheduler,
     build_optimizer,
     find_checkpoint,
-    load_checkpoint,
-    load_pretrained_weights,
 )
+from trainers.checkpoints import LearnerState
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -53,9 +51,17 @@ class PromptLearner(nn.Module):
 
     Subclasses set ``tokenized_prompts`` (a buffer [n, L] outside the state dict) and override
     ``text_prompts`` and, where the image side is prompted too, ``image_prompts``.
+
+    Attributes:
+        upstream: pairs of patterns, a learnable's name here and in upstream's checkpoints of the
+            whole model; ``{}`` stands for anything, and the first that fits counts.
+        prompt_sets: first parts of the names of prompts that belong together -> the options that
+            give the number of their tokens and that of their sets (layers), if there is one.
     """
 
     tokenized_prompts: Tensor
+    upstream: Sequence[tuple[str, str]] = (("{}", "prompt_learner.{}"),)
+    prompt_sets: dict[tuple[str, ...], tuple[str, str]] = {}
 
     def text_prompts(self) -> tuple[Tensor, Sequence[Tensor]]:
         """Embedded prompts [n, L, w] of the classes, and the prompts of deeper blocks."""
@@ -169,10 +175,14 @@ class CLIPTrainer(TrainerX):
     def frozen_text_features(self) -> Tensor:
         """Features [n, d] of the dataset's hand-written prompts, not normalised; computed once."""
         if self._frozen_text is None:
-            template = dataset_template(self.dm.dataset)
-            names = [plain_name(name) for name in self.dm.dataset.classnames]
-            self._frozen_text = self.model.text_encoder.encode([template.format(n) for n in names])
+            self._frozen_text = self.encode_template(dataset_template(self.dm.dataset))
         return self._frozen_text
+
+    def encode_template(self, template: str) -> Tensor:
+        """Frozen features [n, d] of the class names in a template, not normalised."""
+        texts = [template.format(plain_name(name)) for name in self.dm.dataset.classnames]
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model.text_encoder.encode(texts)
 
     def frozen_image_features(self, images: Tensor) -> Tensor:
         """Features [B, d] of the frozen CLIP without prompts, not normalised."""
@@ -213,9 +223,20 @@ class PromptTrainer(CLIPTrainer):
 
     Attributes:
         model_name: name of the learnables among the trainer's models and in checkpoint folders.
+        minima: whole-number options of the trainer's node -> their smallest value.
     """
 
     model_name = "prompt_learner"
+    minima: dict[str, int] = {}
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        for name, least in self.minima.items():
+            value = cfg.TRAINER[self.config_node][name]
+            if value < least:
+                raise ValueError(
+                    f"TRAINER.{self.config_node}.{name} is {value}; use at least {least}."
+                )
 
     # -- what a trainer of the family defines ---------------------------------------------------
 
@@ -238,11 +259,6 @@ class PromptTrainer(CLIPTrainer):
         """Further values for the log line."""
         return {}
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's entries under our names. Upstream stores the embedded class names too;
-        they belong to the training classes and are dropped."""
-        return {k: v for k, v in state.items() if k not in ("token_prefix", "token_suffix")}
-
     # -- building and training ------------------------------------------------------------------
 
     def build_model(self):
@@ -253,7 +269,7 @@ class PromptTrainer(CLIPTrainer):
         learner = self.model.prompt_learner
         print("Only the prompt learner is trained; image and text encoder are frozen")
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
+            self.init_learner(learner, cfg.MODEL.INIT_WEIGHTS)
         self.model.to(self.device)
         self.optim = build_optimizer(learner, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
@@ -307,44 +323,41 @@ class PromptTrainer(CLIPTrainer):
             return
         for name in self.get_model_names():
             path = find_checkpoint(directory, name, epoch)
-            checkpoint = load_checkpoint(path)
-            if not isinstance(checkpoint, dict) or not isinstance(
-                checkpoint.get("state_dict"), dict
-            ):
-                raise ValueError(f"{path} is no checkpoint of a trainer (it has no state_dict).")
-            state = self.adapt_state(dict(checkpoint["state_dict"]))
             module = self._models[name]
-            self.check_fit(path, module.state_dict(), state)
-            epoch_saved = checkpoint.get("epoch", "unknown")
-            print(f'Loading weights to {name} from "{path}" (epoch = {epoch_saved})')
-            module.load_state_dict(state)
+            state = LearnerState(path, module)
+            if state.problems():
+                raise self.misfit(state)
+            print(f'Loading weights to {name} from "{path}" (epoch = {state.epoch})')
+            module.load_state_dict(state.given)
 
-    def check_fit(self, path: str, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-        """Raise ValueError, with what is missing, unexpected or of another shape."""
-        problems = mismatches(wanted, given)
-        if problems:
-            raise ValueError(
-                f"{path} does not fit this {type(self).__name__}: {problems}; "
-                f"{self.misfit_remedy(wanted, given)}."
-            )
+    def init_learner(self, learner: PromptLearner, path: str) -> None:
+        """Start from what a checkpoint has in common with the learner in names and shapes.
 
-    def misfit_remedy(self, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it holds nothing of the kind.
+        """
+        state = LearnerState(path, learner)
+        common = {
+            name: value
+            for name, value in state.given.items()
+            if name in state.wanted and value.shape == state.wanted[name].shape
+        }
+        if not common:
+            raise self.misfit(state)
+        learner.load_state_dict({**state.wanted, **common})
+        print(f"Initial values from {path}: {', '.join(common)}")
+        if state.problems():
+            print(f"The file and the config differ otherwise: {state.problems()}")
+
+    def misfit(self, state: LearnerState) -> ValueError:
+        """The error for a checkpoint that does not fit: what differs, and what to do."""
+        return ValueError(
+            f"{state.path} does not fit this {type(self).__name__}: {state.problems()}; "
+            f"{self.misfit_remedy(state)}."
+        )
+
+    def misfit_remedy(self, state: LearnerState) -> str:
         """What to do about a checkpoint that does not fit."""
-        node = f"TRAINER.{self.config_node}"
-        if "ctx" in wanted and "ctx" in given:
-            ours, theirs = wanted["ctx"].shape, given["ctx"].shape
-            if ours[-1] != theirs[-1]:
-                return "it was trained with a backbone of another width: set MODEL.BACKBONE.NAME"
-            if ours[-2] != theirs[-2]:
-                return (
-                    f"it has {theirs[-2]} context tokens and the config asks for {ours[-2]}: set "
-                    f"{node}.N_CTX or {node}.CTX_INIT as in its training"
-                )
-            if len(ours) != len(theirs):
-                return f"set {node}.CSC {len(theirs) == 3}"
-            if ours != theirs:
-                return (
-                    f"its contexts belong to {theirs[0]} classes of their own and cannot serve "
-                    f"these {ours[0]}: evaluate on the classes of its training"
-                )
-        return f"check --trainer, --model-dir and the options under {node}"
+        sets = self.model.prompt_learner.prompt_sets
+        return state.remedy(sets, f"TRAINER.{self.config_node}")

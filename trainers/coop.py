@@ -26,6 +26,8 @@ class ContextLearner(PromptLearner):
         position: of the class name: ``end``, ``middle`` or ``front``.
     """
 
+    prompt_sets = {("ctx",): ("N_CTX or CTX_INIT", "")}
+
     def __init__(
         self,
         text_encoder: TextEncoder,
@@ -66,15 +68,11 @@ class CoOp(PromptTrainer):
     """Context optimisation; options under ``TRAINER.COOP``."""
 
     config_node = "COOP"
+    minima = {"N_CTX": 1}
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        options = cfg.TRAINER.COOP
-        if options.N_CTX < 1:
-            raise ValueError(
-                f"TRAINER.COOP.N_CTX is {options.N_CTX}; use at least 1 context token."
-            )
-        position = options.CLASS_TOKEN_POSITION
+        position = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
         if position not in POSITIONS:
             raise ValueError(
                 f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}"
@@ -94,3 +92,14 @@ class CoOp(PromptTrainer):
 
     def metrics(self, logits, labels):
         return {"acc": compute_accuracy(logits, labels)[0].item()}
+
+    def misfit_remedy(self, state):
+        ours, theirs = state.wanted["ctx"].shape, state.given.get("ctx", torch.empty(0)).shape
+        if ours[-2:] == theirs[-2:] and len(ours) != len(theirs):
+            return f"set TRAINER.COOP.CSC {len(theirs) == 3}"
+        if ours[-2:] == theirs[-2:] and ours != theirs:
+            return (
+                f"its contexts belong to {theirs[0]} classes of their own and cannot serve "
+                f"these {ours[0]}: evaluate on the classes of its training"
+            )
+        return super().misfit_remedy(state)

@@ -3,5 +3,7 @@
 from proxyfda import register
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
+from trainers.maple import MaPLe
+from trainers.promptsrc import PromptSRC
 
-register(CoOp, CoCoOp)
+register(CoOp, CoCoOp, MaPLe, PromptSRC)

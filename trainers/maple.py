@@ -1,0 +1,77 @@
+"""MaPLe: prompts in the text encoder, and their learned projections in the image encoder.
+
+Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, arXiv 2210.03117.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from proxyfda.clip import ImageEncoder, TextEncoder
+from proxyfda.dassl import TRAINER_REGISTRY
+from trainers.deep import DeepPromptLearner, DeepPromptTrainer, random_prompts
+
+
+class MultiModalPromptLearner(DeepPromptLearner):
+    """Text prompts of ``depth`` layers, and for each a linear map to the image encoder's width.
+
+    ``ctx`` [n_ctx, w_t] and ``proj`` are those of the input, ``compound_prompts_text`` and
+    ``compound_prompt_projections`` those of the blocks 1..depth-1. The projections of the deeper
+    blocks start equal (as upstream's).
+
+    Args:
+        text_encoder: of the CLIP to be prompted.
+        classnames: n names.
+        n_ctx: number of tokens of every prompt, in both encoders.
+        ctx_init: words to start the context from (see :class:`DeepPromptLearner`).
+        depth: number of layers with prompts, at least 1.
+        image_width: w_v, of the image encoder's tokens.
+    """
+
+    prompt_sets = {("ctx", "compound_prompts_text"): ("N_CTX", "PROMPT_DEPTH")}
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        classnames: list[str],
+        n_ctx: int,
+        ctx_init: str,
+        depth: int,
+        image_width: int,
+    ):
+        super().__init__(text_encoder, classnames, n_ctx, ctx_init)
+        width, deeper = text_encoder.width, range(depth - 1)
+        self.proj = nn.Linear(width, image_width)
+        self.compound_prompts_text = nn.ParameterList(random_prompts(n_ctx, width) for _ in deeper)
+        projection = nn.Linear(width, image_width)
+        self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(projection) for _ in deeper)
+
+    def text_prompts(self):
+        return self.class_prompts(self.ctx), list(self.compound_prompts_text)
+
+    def image_prompts(self):
+        pairs = zip(self.compound_prompt_projections, self.compound_prompts_text)
+        return self.proj(self.ctx), [projection(prompts) for projection, prompts in pairs]
+
+
+@TRAINER_REGISTRY.register()
+class MaPLe(DeepPromptTrainer):
+    """Multi-modal prompt learning; options under ``TRAINER.MAPLE``."""
+
+    config_node = "MAPLE"
+    model_name = "MultiModalPromptLearner"
+    minima = {"N_CTX": 1, "PROMPT_DEPTH": 1}
+    depths = {"PROMPT_DEPTH": ("text", "image")}
+
+    def build_prompt_learner(self, classnames, clip, text_encoder):
+        options = self.options
+        return MultiModalPromptLearner(
+            text_encoder,
+            classnames,
+            options.N_CTX,
+            options.CTX_INIT,
+            options.PROMPT_DEPTH,
+            ImageEncoder(clip).width,
+        )
