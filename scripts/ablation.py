@@ -147,7 +147,8 @@ def maple() -> dict[str, list[Setting]]:
     return {
         "maple-schedules": [
             schedule(host, 4, 5, 0.0035),  # upstream's
-            *(schedule(host, 48, ep, lr) for ep in (5, 30, 60) for lr in (0.0035, 0.012, 0.042)),
+            schedule(host, 48, 5, 0.0035),
+            *(schedule(host, 48, 30, lr) for lr in (0.0035, 0.012, 0.042)),
         ],
         "maple-baselines": [
             *samplers(host),
@@ -158,9 +159,33 @@ def maple() -> dict[str, list[Setting]]:
     }
 
 
+def promptsrc() -> dict[str, list[Setting]]:
+    """PromptSRC: the term on top of its own consistency terms."""
+    host = "PromptSRC"
+    return {
+        "promptsrc-schedules": [
+            schedule(host, 4, 20, 0.0025),  # upstream's
+            *(schedule(host, 48, 20, lr) for lr in (0.0025, 0.009, 0.03)),
+            schedule(host, 48, 40, 0.015),
+        ],
+    }
+
+
+def cocoop() -> dict[str, list[Setting]]:
+    """CoCoOp: the image encoder is frozen, and every image has class texts of its own."""
+    host = "CoCoOp"
+    return {
+        "cocoop-schedules": [
+            schedule(host, 1, 10, 0.002),  # upstream's
+            *(schedule(host, 48, 10, lr) for lr in (0.014, 0.1)),
+            schedule(host, 48, 20, 0.05),
+        ],
+    }
+
+
 def studies() -> dict[str, Study]:
     """All studies by name; those of CoOp have none in front."""
-    hosts = {"CoOp": coop(), "MaPLe": maple()}
+    hosts = {"CoOp": coop(), "CoCoOp": cocoop(), "MaPLe": maple(), "PromptSRC": promptsrc()}
     return {
         name: Study(host, tuple(settings))
         for host, named in hosts.items()

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Zero-shot CLIP and CoOp, CoCoOp, MaPLe and PromptSRC, each plain, with FDA and with Proxy-FDA, on
+# the four bundled datasets over three seeds (test splits), on the CPU; then table and figures.
+#   bash scripts/bundled.sh [SHOTS] [KEY VALUE ...]
+# Environment: TRAINERS, DATASETS, SEEDS (joined by commas), DATA, OUTPUT, WORKERS.
+# Interrupt it when you like; the same command goes on.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+# Relative folders are the caller's, not the repository's.
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+DATA="$(absolute "${DATA:-$ROOT/data}")"
+OUTPUT="$(absolute "${OUTPUT:-$ROOT/output/bundled}")"
+if [ -z "${TRAINERS:-}" ]; then
+    TRAINERS=ZeroshotCLIP
+    for host in CoOp CoCoOp MaPLe PromptSRC; do TRAINERS+=",$host,FDA$host,ProxyFDA$host"; done
+fi
+cd "$ROOT"
+"$PYTHON" -m datasets.bundled --root "$DATA"
+"$PYTHON" scripts/jobs.py "$TRAINERS" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
+    --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
+"$PYTHON" -m proxyfda.results "$OUTPUT"
+"$PYTHON" -m proxyfda.figures "$OUTPUT" --out "$OUTPUT/figures"
