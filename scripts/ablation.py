@@ -140,22 +140,30 @@ def schedule(host: str, batch: int, epochs: int, lr: float) -> Setting:
     return Setting(f"batch{batch}-ep{epochs}-lr{lr:g}", host, options)
 
 
-def maple() -> dict[str, list[Setting]]:
-    """MaPLe: the image features move, so relations among images count too."""
-    host = "MaPLe"
+def deep(host: str) -> dict[str, list[Setting]]:
+    """What MaPLe and PromptSRC share: the image features move, so images among themselves count."""
     spaces = ("image", "text", "cross", "image+text", "image+cross", "image+text+cross")
     return {
-        "maple-schedules": [
+        "baselines": [
+            *samplers(host),
+            *(pull(host, "image", w) for w in (1, 3, 10)),
+            *(pull(host, "image+text", w) for w in (1, 3)),
+        ],
+        "spaces": [term(host, "regress", space) for space in spaces],
+        "forms": [term(host, form, "image") for form in FORMS if form != "regress"],
+    }
+
+
+def maple() -> dict[str, list[Setting]]:
+    """MaPLe; without the term it has nothing against forgetting."""
+    host = "MaPLe"
+    return {
+        "schedules": [
             schedule(host, 4, 5, 0.0035),  # upstream's
             schedule(host, 48, 5, 0.0035),
             *(schedule(host, 48, 30, lr) for lr in (0.0035, 0.012, 0.042)),
         ],
-        "maple-baselines": [
-            *samplers(host),
-            *(pull(host, space, w) for space in ("image", "image+text") for w in (1, 3, 10)),
-        ],
-        "maple-spaces": [term(host, "regress", space) for space in spaces],
-        "maple-forms": [term(host, form, "image") for form in FORMS if form != "regress"],
+        **deep(host),
     }
 
 
@@ -163,11 +171,12 @@ def promptsrc() -> dict[str, list[Setting]]:
     """PromptSRC: the term on top of its own consistency terms."""
     host = "PromptSRC"
     return {
-        "promptsrc-schedules": [
+        "schedules": [
             schedule(host, 4, 20, 0.0025),  # upstream's
             *(schedule(host, 48, 20, lr) for lr in (0.0025, 0.009, 0.03)),
             schedule(host, 48, 40, 0.015),
         ],
+        **deep(host),
     }
 
 
@@ -175,7 +184,7 @@ def cocoop() -> dict[str, list[Setting]]:
     """CoCoOp: the image encoder is frozen, and every image has class texts of its own."""
     host = "CoCoOp"
     return {
-        "cocoop-schedules": [
+        "schedules": [
             schedule(host, 1, 10, 0.002),  # upstream's
             *(schedule(host, 48, 10, lr) for lr in (0.014, 0.1)),
             schedule(host, 48, 20, 0.05),
@@ -184,10 +193,10 @@ def cocoop() -> dict[str, list[Setting]]:
 
 
 def studies() -> dict[str, Study]:
-    """All studies by name; those of CoOp have none in front."""
+    """All studies by name, ``<host in small letters>-<study>``; those of CoOp without a host."""
     hosts = {"CoOp": coop(), "CoCoOp": cocoop(), "MaPLe": maple(), "PromptSRC": promptsrc()}
     return {
-        name: Study(host, tuple(settings))
+        name if host == "CoOp" else f"{host.lower()}-{name}": Study(host, tuple(settings))
         for host, named in hosts.items()
         for name, settings in named.items()
     }
