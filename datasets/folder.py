@@ -7,22 +7,10 @@ import os
 
 import yaml
 
-from datasets.split import SplitDataset
-from proxyfda.dassl import DATASET_REGISTRY, Datum
+from datasets.building import is_image
+from datasets.split import PARTS, Entry, SplitDataset
+from proxyfda.dassl import DATASET_REGISTRY
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-)
 DESCRIPTION = "dataset.yaml"
 PART_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 FEWEST_IMAGES = 4
@@ -68,11 +56,11 @@ class ImageFolder(SplitDataset):
         self.split_path = os.path.join(root, DESCRIPTION)
         self.split_fewshot_dir = os.path.join(root, "split_fewshot")
 
-    def read(self):
+    def parts(self):
         root = self.image_dir
         self._skipped = []
         names = self._describe()
-        parts = self._parts()
+        parts = self._folders()
         found = {part: self._images_by_class(folder) for part, folder in parts.items()}
         if self._skipped:
             print(
@@ -89,14 +77,14 @@ class ImageFolder(SplitDataset):
         order = {folder: i for i, folder in enumerate(names)}
         classes = sorted(classes, key=lambda folder: (order.get(folder, len(order)), folder))
         split = self._split(found, classes)
-        return tuple(
-            [
-                Datum(impath=path, label=label, classname=names.get(folder, folder))
+        return {
+            part: [
+                Entry(self._below_root(path), label, names.get(folder, folder))
                 for label, folder in enumerate(classes)
                 for path in sorted(split[part][folder])
             ]
-            for part in ("train", "val", "test")
-        )
+            for part in PARTS
+        }
 
     def _describe(self):
         """Take over ``dataset.yaml``; returns its class names by folder."""
@@ -126,7 +114,7 @@ class ImageFolder(SplitDataset):
             raise fault(f"template is {self.template!r}, it needs one {{}} for the class name")
         return names
 
-    def _parts(self):
+    def _folders(self):
         """The folders of train, val and test, or the root as ``all``."""
         parts = {}
         for part, spellings in PART_NAMES.items():
@@ -162,7 +150,7 @@ class ImageFolder(SplitDataset):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             for name in sorted(files):
                 path = os.path.join(here, name)
-                if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+                if name.startswith(".") or not is_image(name):
                     self._skipped.append(path)
                 else:
                     yield path
@@ -222,7 +210,11 @@ class ImageFolder(SplitDataset):
 
     def _shuffled(self, images):
         def key(path):
-            below_root = os.path.relpath(path, self.image_dir).replace(os.sep, "/")
-            return hashlib.sha256(below_root.encode("utf-8", "surrogateescape")).digest()
+            return hashlib.sha256(
+                self._below_root(path).encode("utf-8", "surrogateescape")
+            ).digest()
 
         return sorted(images, key=key)
+
+    def _below_root(self, path):
+        return os.path.relpath(path, self.image_dir).replace(os.sep, "/")

@@ -1,0 +1,23 @@
+"""Caltech101: objects (Fei-Fei et al., CVPR workshop 2004)."""
+
+from __future__ import annotations
+
+from datasets.building import FolderDataset
+from datasets.split import Counts
+from proxyfda.dassl import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class Caltech101(FolderDataset):
+    dataset_dir = "caltech-101"
+    image_dir = "101_ObjectCategories"
+    split_file = "split_zhou_Caltech101.json"
+    template = "a photo of a {}."
+    ignored = ("BACKGROUND_Google", "Faces_easy")
+    renamed = {
+        "airplanes": "airplane",
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+    }
+    expected = Counts(classes=100, train=4128, val=1649, test=2465)

@@ -1,0 +1,16 @@
+"""DTD: textures (Cimpoi et al., CVPR 2014)."""
+
+from __future__ import annotations
+
+from datasets.building import FolderDataset
+from datasets.split import Counts
+from proxyfda.dassl import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class DescribableTextures(FolderDataset):
+    dataset_dir = "dtd"
+    image_dir = "images"
+    split_file = "split_zhou_DescribableTextures.json"
+    template = "{} texture."
+    expected = Counts(classes=47, train=2820, val=1128, test=1692)

@@ -1,0 +1,26 @@
+"""EuroSAT: land use in Sentinel-2 images (Helber et al., J-STARS 2019)."""
+
+from __future__ import annotations
+
+from datasets.building import FolderDataset
+from datasets.split import Counts
+from proxyfda.dassl import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class EuroSAT(FolderDataset):
+    dataset_dir = "eurosat"
+    image_dir = "2750"
+    split_file = "split_zhou_EuroSAT.json"
+    template = "a centered satellite photo of {}."
+    renamed = {
+        "AnnualCrop": "Annual Crop Land",
+        "HerbaceousVegetation": "Herbaceous Vegetation Land",
+        "Highway": "Highway or Road",
+        "Industrial": "Industrial Buildings",
+        "Pasture": "Pasture Land",
+        "PermanentCrop": "Permanent Crop Land",
+        "Residential": "Residential Buildings",
+        "SeaLake": "Sea or Lake",
+    }
+    expected = Counts(classes=10, train=13500, val=5400, test=8100)

@@ -1,0 +1,16 @@
+"""Food-101: dishes (Bossard et al., ECCV 2014)."""
+
+from __future__ import annotations
+
+from datasets.building import FolderDataset
+from datasets.split import Counts
+from proxyfda.dassl import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class Food101(FolderDataset):
+    dataset_dir = "food-101"
+    image_dir = "images"
+    split_file = "split_zhou_Food101.json"
+    template = "a photo of {}, a type of food."
+    expected = Counts(classes=101, train=50500, val=20200, test=30300)

@@ -1,0 +1,39 @@
+"""Oxford Flowers 102 (Nilsback and Zisserman, ICVGIP 2008)."""
+
+from __future__ import annotations
+
+import json
+
+from datasets.building import SPLIT_SEED, AnnotatedDataset, cut
+from datasets.split import Counts, Entry, lent_stream
+from proxyfda.dassl import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class OxfordFlowers(AnnotatedDataset):
+    dataset_dir = "oxford_flowers"
+    image_dir = "jpg"
+    split_file = "split_zhou_OxfordFlowers.json"
+    template = "a photo of a {}, a type of flower."
+    expected = Counts(classes=102, train=4093, val=1633, test=2463)
+
+    def build_split(self):
+        """As for class folders, the classes in order of first appearance; the authors' lists
+        (``setid.mat``) are not used."""
+        labels = self.mat("imagelabels.mat", key="labels")[0]
+        names = self._names()
+        groups = {}
+        for number, given in enumerate(map(int, labels), 1):
+            if str(given) not in names:
+                raise self._fault(f"cat_to_name.json has no name for label {given}")
+            entry = Entry(f"image_{number:05d}.jpg", given - 1, names[str(given)])
+            groups.setdefault(given, []).append(entry)
+        with lent_stream(SPLIT_SEED):
+            return cut(groups.values())
+
+    def _names(self):
+        try:
+            with open(self.annotation("cat_to_name.json"), encoding="utf-8") as file:
+                return dict(json.load(file))
+        except ValueError as error:
+            raise self._fault(f"cat_to_name.json is not valid: {error}") from None

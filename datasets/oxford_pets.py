@@ -1,0 +1,21 @@
+"""Oxford-IIIT Pet: breeds of cats and dogs (Parkhi et al., CVPR 2012)."""
+
+from __future__ import annotations
+
+from datasets.building import AnnotatedDataset
+from datasets.split import Counts, Entry
+from proxyfda.dassl import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class OxfordPets(AnnotatedDataset):
+    dataset_dir = "oxford_pets"
+    image_dir = "images"
+    split_file = "split_zhou_OxfordPets.json"
+    template = "a photo of a {}, a type of pet."
+    expected = Counts(classes=37, train=2944, val=736, test=3669)
+
+    def official(self, part):
+        rows = self.rows("annotations", f"{part}.txt", types=(str, int, int, int))
+        for stem, number, _species, _breed in rows:
+            yield Entry(f"{stem}.jpg", number - 1, stem.rpartition("_")[0].lower())

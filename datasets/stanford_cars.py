@@ -1,0 +1,28 @@
+"""Stanford Cars: makes and models (Krause et al., 3dRR 2013)."""
+
+from __future__ import annotations
+
+from datasets.building import AnnotatedDataset
+from datasets.split import Counts, Entry
+from proxyfda.dassl import DATASET_REGISTRY
+
+LISTS = {
+    "trainval": ("cars_train", ("devkit", "cars_train_annos.mat")),
+    "test": ("cars_test", ("cars_test_annos_withlabels.mat",)),
+}
+
+
+@DATASET_REGISTRY.register()
+class StanfordCars(AnnotatedDataset):
+    dataset_dir = "stanford_cars"
+    split_file = "split_zhou_StanfordCars.json"
+    template = "a photo of a {}."
+    expected = Counts(classes=196, train=6509, val=1635, test=8041)
+
+    def official(self, part):
+        folder, where = LISTS[part]
+        names = self.mat("devkit", "cars_meta.mat", key="class_names")[0]
+        for row in self.mat(*where, key="annotations")[0]:
+            label = int(row["class"][0, 0]) - 1
+            *words, year = str(names[label][0]).split(" ")
+            yield Entry(f"{folder}/{row['fname'][0]}", label, " ".join([year, *words]))
