@@ -1,0 +1,596 @@
+"""From runs to the rows of tables; see :mod:`proxyfda.results` for how numbers are made."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from proxyfda.metrics import harmonic_mean
+from proxyfda.results.names import (
+    BENCHMARKS,
+    REFERENCE,
+    SHIFTED,
+    TITLES,
+    is_zero_shot,
+    known_first,
+    trainer_order,
+)
+
+AVERAGE = "average"
+BASE_NEW = ("base", "new")
+# What may differ between the runs of one row: it is not a choice of the method.
+_FREE = (
+    "OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "USE_CUDA", "VERSION", "DATASET.", "TEST.",
+    "DATALOADER.NUM_WORKERS", "DATALOADER.TEST.", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ",
+    "MODEL.INIT_WEIGHTS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the base-to-new table; numbers in percent, ``None`` where there is none.
+
+    ``dataset`` is ``average`` for the mean over datasets, of which there are ``n_datasets``.
+    ``name`` is the trainer, with what tells it from others of that name in brackets. ``seeds`` are
+    those that the numbers are made of; ``complete`` is false where seeds (or datasets) are missing;
+    ``rounded`` is true where the numbers were read from logs. ``datasets`` are those it is over.
+    """
+
+    dataset: str
+    title: str
+    name: str
+    trainer: str
+    config: str
+    shots: int
+    seeds: tuple
+    base: float | None = None
+    base_std: float | None = None
+    new: float | None = None
+    new_std: float | None = None
+    h: float | None = None
+    h_std: float | None = None
+    delta_new: float | None = None
+    delta_new_std: float | None = None
+    n_datasets: int = 1
+    complete: bool = True
+    rounded: bool = False
+    datasets: tuple = ()
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One line of a table of accuracies on all classes; fields as in :class:`Row`.
+
+    ``delta`` is the difference to zero-shot CLIP on the same dataset. ``shots`` is 0 for zero-shot.
+    """
+
+    protocol: str
+    dataset: str
+    title: str
+    name: str
+    trainer: str
+    config: str
+    shots: int
+    seeds: tuple
+    accuracy: float | None = None
+    accuracy_std: float | None = None
+    delta: float | None = None
+    delta_std: float | None = None
+    n_datasets: int = 1
+    complete: bool = True
+    rounded: bool = False
+    datasets: tuple = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows of one table in order, and what has to be said below it, one sentence each.
+
+    ``uniform`` is false where runs of one row have different settings.
+    """
+
+    rows: list
+    notes: list = field(default_factory=list)
+    uniform: bool = True
+
+
+class _Group(NamedTuple):
+    """What makes one row of a table; ``config`` is the main one."""
+
+    trainer: str
+    config: str
+    label: str
+    log: bool
+
+
+def summarise(records):
+    """The base-to-new table of a list of :class:`~proxyfda.results.Record`.
+
+    Returns:
+        :class:`Summary` of :class:`Row`. Different numbers of shots are summarised separately, one
+        after the other; zero-shot rows stand in each.
+    """
+    records = [r for r in records if r.protocol == "base2new"]
+    learned = sorted({r.shots for r in records if not is_zero_shot(r.trainer)})
+    parts = []
+    for shots in learned or sorted({r.shots for r in records}):
+        chosen = [r for r in records if r.shots == shots or is_zero_shot(r.trainer)]
+        part = _base_to_new(chosen, shots)
+        if len(learned) > 1:
+            part = replace(part, notes=[f"{shots} shots: {note}" for note in part.notes])
+        parts.append(part)
+    return Summary(
+        [row for part in parts for row in part.rows],
+        list(dict.fromkeys(note for part in parts for note in part.notes)),
+        all(part.uniform for part in parts),
+    )
+
+
+def summarise_accuracy(records):
+    """The tables of accuracies on all classes.
+
+    Returns:
+        Dict of :class:`Summary` of :class:`AccuracyRow` by protocol: ``fewshot``,
+        ``cross_dataset``, ``domain_generalization`` and ``zeroshot``, as far as there are runs.
+        The average of the two transfer tables is that of the targets, without the source.
+    """
+    zero = [r for r in records if r.protocol == "zeroshot"]
+    fewshot = [r for r in records if r.protocol == "fewshot"]
+    transfer = [r for r in records if r.protocol == "transfer"]
+    # Training on the source is an ordinary few-shot run; the evaluations go by the same names.
+    evaluated = {_setting(r) for r in transfer}
+    sources = [r for r in fewshot if _setting(r) in evaluated]
+    # What was trained as a source alone makes no few-shot table.
+    tried = {(*_family(r), r.config) for r in fewshot if _setting(r) not in evaluated}
+    fewshot = [r for r in fewshot if (*_family(r), r.config) in tried]
+    tables = {}
+    if any(r.accuracy is not None for r in fewshot):
+        tables["fewshot"] = _accuracies("fewshot", fewshot, zero)
+    for protocol, shifted in (("cross_dataset", False), ("domain_generalization", True)):
+        targets = [r for r in transfer if (r.dataset in SHIFTED) == shifted]
+        if any(r.accuracy is not None for r in targets):
+            tables[protocol] = _accuracies(protocol, targets, zero, sources)
+    if any(r.accuracy is not None for r in zero):
+        tables["zeroshot"] = _accuracies("zeroshot", [], zero)
+    return tables
+
+
+def _setting(record):
+    return record.trainer, record.config, record.shots, record.label, record.log
+
+
+class _Cells:
+    """Accuracies by row group, dataset, seed and part.
+
+    The part is ``base`` or ``new``, or for tables on all classes the number of shots. Zero-shot
+    runs of all seeds are put together under one seed called ``None``.
+    """
+
+    def __init__(self, records, part):
+        runs, self.faults, self._configs = {}, {}, {}
+        self._group_of = _groups(records, part)
+        for r in records:
+            group = self._group_of[_family(r), r.config]
+            place = (group, r.dataset, None if is_zero_shot(r.trainer) else r.seed, part(r))
+            if r.accuracy is None:
+                self.faults[place] = r.fault
+            else:
+                runs.setdefault(place, []).append(r.accuracy)
+            self._configs.setdefault(place[:2], set()).add(r.config)
+        self.values = {place: statistics.fmean(found) for place, found in runs.items()}
+        self.uneven = [place for place, found in runs.items() if max(found) - min(found) > 1e-6]
+        self.groups = sorted(set(self._group_of.values()), key=_row_order)
+        self._seeds = {}
+        for r in records:
+            if not is_zero_shot(r.trainer):
+                self._seeds.setdefault((r.label, r.log), set()).add(r.seed)
+        self.titles = _titles(records)
+        self.datasets = sorted(
+            self.titles, key=lambda dataset: known_first(TITLES.values(), self.titles[dataset])
+        )
+        self.names = _names(self.groups)
+        self.parts = {
+            group: sorted({place[3] for place in (*self.values, *self.faults) if place[0] == group})
+            for group in self.groups
+        }
+
+    def config(self, group, dataset):
+        """The config that a row has on a dataset, usually the group's own."""
+        return "+".join(sorted(self._configs.get((group, dataset), {group.config})))
+
+    def expected(self, group):
+        """The seeds that a row should have: all that any row of the same output has."""
+        if is_zero_shot(group.trainer):
+            return [None]
+        return sorted(self._seeds[group.label, group.log])
+
+    def complete(self, group, dataset, parts):
+        """Seeds of which all ``parts`` are there."""
+        return [
+            seed
+            for seed in self.expected(group)
+            if all((group, dataset, seed, part) in self.values for part in parts)
+        ]
+
+    def means(self, group, datasets, seeds, part):
+        """Mean over ``datasets`` for each of ``seeds``; ``None`` if one is missing."""
+        places = [[(group, dataset, seed, part) for dataset in datasets] for seed in seeds]
+        if not places or any(place not in self.values for row in places for place in row):
+            return None
+        return [statistics.fmean(self.values[place] for place in row) for row in places]
+
+    def gap(self, group, dataset, parts, name=str):
+        """What is missing of a row on a dataset, in words; empty if nothing is."""
+        missing = []
+        for seed in self.expected(group):
+            places = [(group, dataset, seed, part) for part in parts]
+            lacking = {p[-1]: self.faults.get(p, "not run") for p in places if p not in self.values}
+            whole = len(lacking) == len(parts) and len(set(lacking.values())) == 1
+            for part, fault in list(lacking.items())[: 1 if whole else None]:
+                words = ["" if seed is None else f"seed {seed}", "" if whole else name(part)]
+                missing.append((" ".join(filter(None, words)), fault))
+        places = {place[:2] for place in (*self.values, *self.faults)}
+        if missing and (group, dataset) not in places:
+            return "not run"
+        return "; ".join(f"{what} ({fault})" if what else fault for what, fault in missing)
+
+    def zero_shot(self, group, datasets, part):
+        """Accuracy of zero-shot CLIP over ``datasets``, as the reference of a row.
+
+        That of the same output and config where there are several, otherwise the one that all
+        agree on; ``None`` if there is none for one of the datasets.
+        """
+        found = []
+        for dataset in datasets:
+            here = {
+                other: self.values[other, dataset, None, part]
+                for other in self.groups
+                if other.trainer == REFERENCE and (other, dataset, None, part) in self.values
+            }
+            own = {g: v for g, v in here.items() if (g.label, g.log) == (group.label, group.log)}
+            here = own or here
+            config = self.config(group, dataset)
+            values = [v for g, v in here.items() if self.config(g, dataset) == config]
+            values = values or list(here.values())
+            if not values or max(values) - min(values) > 1e-6:
+                return None
+            found.append(values[0])
+        return statistics.fmean(found) if found else None
+
+    def notes(self, records):
+        """What has to be said whatever the table is; and whether settings are the same."""
+        notes = []
+        for group in self.groups:
+            extra = [
+                f"{self.config(group, d)} on {self.titles[d]}"
+                for d in self.datasets
+                if (group, d) in self._configs and self.config(group, d) != group.config
+            ]
+            if extra:
+                notes.append(
+                    f"{self.names[group]} puts configs together that do not meet on any dataset: "
+                    f"{group.config}, but {', '.join(extra)}."
+                )
+        mixed = []
+        for group in self.groups:
+            own = [r for r in records if self._group_of[_family(r), r.config] == group]
+            mixed += [f"{self.names[group]} mixes settings: {text}." for text in _mixed(own)]
+        rounded = [self.names[group] for group in self.groups if group.log]
+        if rounded:
+            notes.append(
+                f"Read from logs, which have one decimal, so rounded before averaging: "
+                f"{', '.join(rounded)}."
+            )
+        notes += [r.remark for r in records if r.remark]
+        for group, dataset, _, part in self.uneven:
+            what = f"{part} results" if isinstance(part, str) else "results"
+            notes.append(
+                f"{self.names[group]} on {self.titles[dataset]} has different {what} for different "
+                "seeds, although nothing is learned; their mean is shown."
+            )
+        torch = Counter((r.details.get("versions") or {}).get("torch") for r in records)
+        torch.pop(None, None)
+        if len(torch) > 1:
+            told = ", ".join(f"{version} ({n} runs)" for version, n in sorted(torch.items()))
+            notes.append(f"The runs are of several versions of torch: {told}.")
+        return mixed + notes, not mixed
+
+
+def _family(record):
+    return record.trainer, record.label, record.log
+
+
+def _groups(records, part):
+    """Groups by family and config.
+
+    Configs of one trainer that nowhere meet make one row, as CoOp's do, which has fewer epochs on
+    ImageNet and for few shots; where two stand side by side each has its own.
+    """
+    cells = {}
+    for r in records:
+        # Zero-shot results are the same for any number of shots.
+        cells.setdefault(_family(r), {}).setdefault(r.config, set()).add(
+            (r.dataset, part(r) if isinstance(part(r), int) else 0)
+        )
+    groups = {}
+    for family, configs in cells.items():
+        rows = []
+        for config in sorted(configs, key=lambda config: (-len(configs[config]), config)):
+            row = next((row for row in rows if not row[1] & configs[config]), None)
+            if row is None:
+                row = (_Group(family[0], config, *family[1:]), set())
+                rows.append(row)
+            row[1].update(configs[config])
+            groups[family, config] = row[0]
+    return groups
+
+
+def _mixed(records):
+    """Options in which runs with one config differ, in words."""
+    texts = []
+    for config in sorted({r.config for r in records}):
+        runs = [r for r in records if r.config == config and r.details.get("cfg")]
+        keys = sorted({key for r in runs for key in r.details["cfg"]})
+        for key in keys:
+            if key.startswith(_FREE):
+                continue
+            values = {}
+            for r in runs:
+                values.setdefault(r.details["cfg"].get(key, "not there"), []).append(r)
+            if len(values) > 1:
+                ways = sorted(values.items(), key=lambda item: -len(item[1]))
+                told = [f"{value or repr('')} in {_runs_named(found)}" for value, found in ways]
+                texts.append(f"{key} is {' and '.join(told)}")
+    return texts[:3] + ([f"and {len(texts) - 3} more options"] if len(texts) > 3 else [])
+
+
+def _runs_named(records):
+    if len(records) > 2:
+        return f"{len(records)} runs"
+    return ", ".join(
+        " ".join(filter(None, (r.title, f"seed {r.seed}" * (r.seed is not None), r.part)))
+        for r in records
+    )
+
+
+def _titles(records):
+    """Name to show by dataset folder: that of the results, unless two folders share it."""
+    titles = {}
+    for r in records:
+        if r.accuracy is not None or r.dataset not in titles:
+            titles[r.dataset] = r.title
+    shown = list(titles.values())
+    return {d: title if shown.count(title) == 1 else d for d, title in titles.items()}
+
+
+def _names(groups):
+    """Name to show by group: the trainer, and in brackets what it needs to be told apart."""
+    names = {}
+    for group in groups:
+        more = [group.label] if group.label else ["log"] if group.log else []
+        like = [g for g in groups if (g.trainer, g.label, g.log) == (group.trainer, *group[2:])]
+        if len(like) > 1:
+            more.append(group.config)
+        names[group] = group.trainer + (f" ({', '.join(more)})" if more else "")
+    return names
+
+
+def _row_order(group):
+    zero, host, prefix = trainer_order(group.trainer)
+    return zero, host, prefix, group.log, group.label, group.config
+
+
+def _missing(gaps):
+    """Sentences from (name, title, gap); the same gap on several datasets is said once."""
+    together = {}
+    for name, title, gap in gaps:
+        together.setdefault((name, gap), []).append(title)
+    return [
+        f"Missing: {name} on {', '.join(titles)}: {gap}."
+        for (name, gap), titles in together.items()
+    ]
+
+
+def _left_out(shared, datasets, titles, what):
+    out = [titles[dataset] for dataset in datasets if dataset not in shared]
+    if not out:
+        return []
+    return [
+        f"The average is over {len(shared)} of {len(datasets)} datasets, without "
+        f"{', '.join(out)}, where a row has no seed {what}."
+    ]
+
+
+def _put(numbers, name, value, spread):
+    numbers[name] = value
+    numbers[f"{name}_std"] = statistics.stdev(spread) if len(spread) > 1 else None
+
+
+def _base_to_new(records, shots):
+    cells = _Cells(records, lambda r: r.part)
+    titles, names, datasets = cells.titles, cells.names, cells.datasets
+    rows, gaps, unpaired = [], [], []
+
+    def add(group, chosen, seeds, **more):
+        base, new = (cells.means(group, chosen, seeds, part) for part in BASE_NEW)
+        learned = not is_zero_shot(group.trainer)
+        reference = cells.zero_shot(group, chosen, "new") if learned else None
+        if learned and new and reference is None and names[group] not in unpaired:
+            unpaired.append(names[group])
+        configs = {cells.config(group, dataset) for dataset in chosen}
+        rows.append(
+            Row(
+                name=names[group],
+                trainer=group.trainer,
+                config=configs.pop() if len(configs) == 1 else group.config,
+                shots=shots,
+                seeds=tuple(seed for seed in seeds if seed is not None),
+                datasets=tuple(chosen),
+                n_datasets=len(chosen),
+                rounded=group.log,
+                **_base_new_numbers(base, new, reference),
+                **more,
+            )
+        )
+
+    for dataset in datasets:
+        for group in cells.groups:
+            gap = cells.gap(group, dataset, BASE_NEW)
+            if gap:
+                gaps.append((names[group], titles[dataset], gap))
+            ways = (BASE_NEW, ("base",), ("new",))
+            seeds = next(filter(None, (cells.complete(group, dataset, way) for way in ways)), [])
+            title = titles[dataset]
+            add(group, [dataset], seeds, dataset=dataset, title=title, complete=not gap)
+
+    notes = _missing(gaps)
+    if len(datasets) > 1:
+
+        def complete(group, dataset):
+            return cells.complete(group, dataset, BASE_NEW)
+
+        # A row that has nothing yet shall not take the average from the others.
+        begun = [g for g in cells.groups if any(complete(g, d) for d in datasets)]
+        shared = [d for d in datasets if begun and all(complete(g, d) for g in begun)]
+        left_out = _left_out(shared, datasets, titles, "with both base and new")
+        notes += left_out
+        dropped = {}
+        for group in begun if shared else []:
+            expected = cells.expected(group)
+            seeds = [seed for seed in expected if all(seed in complete(group, d) for d in shared)]
+            lacking = tuple(seed for seed in expected if seed not in seeds)
+            if lacking:
+                dropped[names[group]] = lacking
+            more = {"dataset": AVERAGE, "title": AVERAGE}
+            add(group, shared, seeds, complete=not left_out and not lacking, **more)
+        notes += _without(dropped)
+
+    if not any(group.trainer == REFERENCE for group in cells.groups):
+        notes.append(f"There is no Δnew without {REFERENCE} in the same output.")
+    elif unpaired:
+        notes.append(
+            f"No Δnew for {', '.join(unpaired)} where {REFERENCE} is missing, or has other results "
+            "with other configs of which none is the row's."
+        )
+    general, uniform = cells.notes(records)
+    return Summary(rows, notes + general, uniform)
+
+
+def _without(dropped):
+    """Sentences on seeds that averages lack, from a dict of them by name."""
+    together = {}
+    for name, seeds in dropped.items():
+        together.setdefault(seeds, []).append(name)
+    return [
+        f"The average of {', '.join(names)} is without seed {', '.join(map(str, seeds))}, which "
+        "is not complete on each of its datasets."
+        for seeds, names in together.items()
+    ]
+
+
+def _base_new_numbers(base, new, reference):
+    """The numeric fields of a :class:`Row` from accuracies per seed (``None``: not there)."""
+    numbers = {}
+    if base:
+        _put(numbers, "base", statistics.fmean(base), base)
+    if new:
+        _put(numbers, "new", statistics.fmean(new), new)
+    if base and new:
+        h = harmonic_mean(numbers["base"], numbers["new"])
+        _put(numbers, "h", h, harmonic_mean(base, new))
+    if new and reference is not None:
+        _put(numbers, "delta_new", numbers["new"] - reference, new)
+    return numbers
+
+
+def _accuracies(protocol, records, zero, sources=()):
+    """A table on all classes.
+
+    Args:
+        records: few-shot runs, or evaluations on targets.
+        zero: zero-shot runs; those on datasets of the table stand in it.
+        sources: few-shot runs on the source of the targets.
+    """
+    targets = {r.dataset for r in records}
+    sources = [r for r in sources if _setting(r) in {_setting(t) for t in records}]
+    here = {r.dataset for r in (*records, *sources)}
+    learned = [*sources, *records]
+    chosen = learned + [r for r in zero if not learned or r.dataset in here]
+    cells = _Cells(chosen, lambda r: r.shots)
+    titles, names = cells.titles, cells.names
+    order = sorted(cells.datasets, key=lambda d: bool(targets) and d in targets)
+    notes, gaps, rows = [], [], []
+
+    def add(group, shots, chosen, seeds, **more):
+        accuracies = cells.means(group, chosen, seeds, shots)
+        numbers = {}
+        if accuracies:
+            _put(numbers, "accuracy", statistics.fmean(accuracies), accuracies)
+            reference = cells.zero_shot(group, chosen, 0)
+            if reference is not None and not is_zero_shot(group.trainer):
+                _put(numbers, "delta", numbers["accuracy"] - reference, accuracies)
+        configs = {cells.config(group, dataset) for dataset in chosen}
+        rows.append(
+            AccuracyRow(
+                protocol=protocol,
+                name=names[group],
+                trainer=group.trainer,
+                config=configs.pop() if len(configs) == 1 else group.config,
+                shots=shots,
+                seeds=tuple(seed for seed in seeds if seed is not None),
+                datasets=tuple(chosen),
+                n_datasets=len(chosen),
+                rounded=group.log,
+                **numbers,
+                **more,
+            )
+        )
+
+    def shots_named(k):
+        return f"{k} shots"
+
+    for dataset in order:
+        for group in cells.groups:
+            gap = cells.gap(group, dataset, cells.parts[group], shots_named)
+            if gap:
+                gaps.append((names[group], titles[dataset], gap))
+            for shots in cells.parts[group]:
+                seeds = cells.complete(group, dataset, [shots])
+                whole = len(seeds) == len(cells.expected(group))
+                more = {"dataset": dataset, "title": titles[dataset], "complete": whole}
+                add(group, shots, [dataset], seeds, **more)
+    notes += _missing(gaps)
+
+    averaged = [d for d in order if d in targets] if targets else order
+    if protocol == "zeroshot":
+        # Over the eleven benchmarks alone where they are there: variants of ImageNet are extra.
+        averaged = [d for d in order if titles[d] in BENCHMARKS] or order
+    if len(averaged) > 1:
+
+        def whole(group, dataset):
+            return all(cells.complete(group, dataset, [k]) for k in cells.parts[group])
+
+        begun = [g for g in cells.groups if any(whole(g, d) for d in averaged)]
+        shared = [d for d in averaged if begun and all(whole(g, d) for g in begun)]
+        left_out = _left_out(shared, averaged, titles, "for every number of shots")
+        notes += left_out
+        dropped = {}
+        for group in begun if shared else []:
+            for shots in cells.parts[group]:
+                expected = cells.expected(group)
+                seeds = [
+                    seed
+                    for seed in expected
+                    if all(seed in cells.complete(group, d, [shots]) for d in shared)
+                ]
+                lacking = tuple(seed for seed in expected if seed not in seeds)
+                if lacking:
+                    what = f" at {shots} shots" if len(cells.parts[group]) > 1 else ""
+                    dropped[names[group] + what] = lacking
+                more = {"dataset": AVERAGE, "title": AVERAGE}
+                add(group, shots, shared, seeds, complete=not left_out and not lacking, **more)
+        notes += _without(dropped)
+    general, uniform = cells.notes(chosen)
+    return Summary(rows, notes + general, uniform)

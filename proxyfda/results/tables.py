@@ -1,0 +1,282 @@
+"""Tables as text, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field, fields, replace
+
+from proxyfda.results.names import is_zero_shot
+from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
+
+FORMS = ("text", "markdown", "csv", "latex")
+_MEAN = "Accuracy in %, mean ± sample standard deviation (n - 1) over seeds"
+CAPTION = (
+    f"{_MEAN}; H is the harmonic mean of the means; Δnew is relative to zero-shot CLIP's new "
+    "accuracy."
+)
+_ACCURACY_CAPTION = f"{_MEAN}; Δ is relative to zero-shot CLIP."
+_COMPARE_CAPTION = (
+    "Accuracy in %, and in brackets its difference to the published figure (ViT-B/16, 16 shots, "
+    "3 seeds)."
+)
+_TITLES = {
+    "fewshot": "Few-shot, all classes",
+    "cross_dataset": "Cross-dataset transfer",
+    "domain_generalization": "Domain generalisation",
+    "zeroshot": "Zero-shot, all classes",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table as text: ``lines`` of cells under ``heads``, the first two of them words.
+
+    A line that begins another dataset has its name in the first cell, all others have it empty.
+    """
+
+    title: str
+    heads: tuple
+    lines: list
+    caption: str
+    notes: list = field(default_factory=list)
+
+
+def blocks(summary, comparisons=None):
+    """The blocks of a summary, the notes with the last one.
+
+    Args:
+        summary: :class:`~proxyfda.results.Summary` of either kind of row.
+        comparisons: what :func:`~proxyfda.results.compare` returns; shown as further blocks.
+    """
+    found = []
+    rows = summary.rows
+    if rows and isinstance(rows[0], AccuracyRow):
+        make = _fewshot_block if rows[0].protocol == "fewshot" else _accuracy_block
+        found.append(make(rows))
+    else:
+        for shots in dict.fromkeys(row.shots for row in rows):
+            found.append(_base_new_block([row for row in rows if row.shots == shots], shots))
+    marks = ["* not complete, see below."] if any(not row.complete for row in rows) else []
+    if found:
+        found[-1].notes.extend([*marks, *summary.notes])
+    if comparisons is not None:
+        found.append(_compare_block(*comparisons))
+    return found
+
+
+def table(summary, form="text", comparisons=None):
+    """The table as a string.
+
+    Args:
+        summary: :class:`~proxyfda.results.Summary` of either kind of row.
+        form: ``text``, ``markdown`` or ``latex`` (booktabs; two decimals, with caption and notes),
+            or ``csv`` (all fields of the rows, unrounded, without notes).
+        comparisons: what :func:`~proxyfda.results.compare` returns.
+
+    Raises:
+        ValueError: another form.
+    """
+    if form not in FORMS:
+        raise ValueError(
+            f"the form of a table is {form!r}; use text, markdown or csv, or latex for booktabs"
+        )
+    if form == "csv":
+        return _csv(summary.rows, comparisons[0] if comparisons else None)
+    render = {"text": _text, "markdown": _markdown, "latex": _latex}[form]
+    return "\n".join(render(block) for block in blocks(summary, comparisons))
+
+
+def _with_titles(rows, cells):
+    """Lines of (row, cells of it), with the dataset's title where it changes."""
+    total = len({row.dataset for row in rows} - {AVERAGE})
+    source = rows[0].dataset if getattr(rows[0], "protocol", "") in _TRANSFER else None
+    lines, above = [], None
+    for row, more in cells:
+        title = row.title
+        if row.dataset == AVERAGE and source is not None:
+            title = f"{AVERAGE} of {row.n_datasets} targets"
+        elif row.dataset == AVERAGE and row.n_datasets < total:
+            title = f"{AVERAGE} ({row.n_datasets} of {total})"
+        lines.append([title if title != above else "", row.name, *more])
+        above = title
+    return lines
+
+
+_TRANSFER = ("cross_dataset", "domain_generalization")
+
+
+def _cell(value, std=None, sign=""):
+    if value is None:
+        return "-"
+    return f"{value:{sign}.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def _seeds(row):
+    count = "" if is_zero_shot(row.trainer) else str(len(row.seeds))
+    return count + "*" * (not row.complete)
+
+
+def _base_new_block(rows, shots):
+    title = f"Base-to-new, {shots} shots" if shots > 0 else "Base-to-new, all training images"
+    cells = [
+        (
+            row,
+            (
+                _cell(row.base, row.base_std),
+                _cell(row.new, row.new_std),
+                _cell(row.h, row.h_std),
+                _cell(row.delta_new, row.delta_new_std, "+"),
+                _seeds(row),
+            ),
+        )
+        for row in rows
+    ]
+    heads = ("dataset", "trainer", "base", "new", "H", "Δnew", "seeds")
+    return Block(title, heads, _with_titles(rows, cells), CAPTION)
+
+
+def _accuracy_block(rows):
+    shots = sorted({row.shots for row in rows} - {0})
+    title = _TITLES[rows[0].protocol] + (f", {shots[0]} shots" if len(shots) == 1 else "")
+    cells = []
+    for row in rows:
+        values = [_cell(row.accuracy, row.accuracy_std), _cell(row.delta, row.delta_std, "+")]
+        if len(shots) > 1:
+            values.insert(0, str(row.shots))
+        cells.append((row, (*values, _seeds(row))))
+    heads = ["dataset", "trainer", *["shots"] * (len(shots) > 1), "accuracy", "Δ", "seeds"]
+    return Block(title, tuple(heads), _with_titles(rows, cells), _ACCURACY_CAPTION)
+
+
+def _fewshot_block(rows):
+    shots = sorted({row.shots for row in rows})
+    together = {}
+    for row in rows:
+        together.setdefault((row.dataset, row.name), {})[row.shots] = row
+    cells = []
+    for by_shots in together.values():
+        values = []
+        for k in shots:
+            row = by_shots.get(k)
+            text = "" if row is None else _cell(row.accuracy, row.accuracy_std)
+            values.append(text + "*" * (row is not None and not row.complete))
+        counts = [len(row.seeds) for row in by_shots.values()]
+        first = next(iter(by_shots.values()))
+        few, many = min(counts), max(counts)
+        told = "" if is_zero_shot(first.trainer) else str(many) if few == many else f"{few}-{many}"
+        cells.append((first, (*values, told)))
+    heads = ("dataset", "trainer", *(_shots(k) for k in shots), "seeds")
+    caption = f"{_MEAN}; columns are images per class."
+    return Block(_TITLES["fewshot"], heads, _with_titles(rows, cells), caption)
+
+
+def _shots(k):
+    return "zero-shot" if k == 0 else "1 shot" if k == 1 else f"{k} shots"
+
+
+def _compare_block(comparisons, notes):
+    def cell(value, other):
+        if value is None:
+            return "-"
+        return f"{value:.2f} ({value - other:+.2f})"
+
+    rows = [c.row for c in comparisons]
+    cells = []
+    for c in comparisons:
+        values = (cell(c.row.base, c.base), cell(c.row.new, c.new), cell(c.row.h, c.h))
+        cells.append((c.row, (*values, f"{c.method}, {c.source}")))
+    heads = ("dataset", "trainer", "base", "new", "H", "published")
+    lines = _with_titles(rows, cells) if rows else []
+    return Block("Against the published figures", heads, lines, _COMPARE_CAPTION, list(notes))
+
+
+def _body(block, style):
+    from tabulate import tabulate
+
+    align = ("left", "left", *["right"] * (len(block.heads) - 2))
+    return tabulate(block.lines, block.heads, style, disable_numparse=True, colalign=align)
+
+
+def _text(block):
+    body = [_body(block, "simple"), "", block.caption] if block.lines else []
+    return "\n".join([block.title, "", *body, *block.notes, ""])
+
+
+def _markdown(block):
+    body = [_body(_escaped(block), "github"), "", block.caption, ""] if block.lines else []
+    notes = [f"- {note}".replace("*", r"\*") for note in block.notes]
+    return "\n".join([block.title, "", *body, *notes, *[""][: len(notes)]])
+
+
+def _escaped(block):
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in block.lines]
+    return replace(block, lines=lines)
+
+
+_ESCAPES = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "Δ": r"$\Delta$",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+    "…": r"\ldots{}",
+}
+
+
+def _tex(text):
+    return "".join(_ESCAPES.get(char, char) for char in text)
+
+
+def _tex_number(cell):
+    if cell in ("", "-"):
+        return cell and "--"
+    star = "^{*}" if cell.endswith("*") else ""
+    cell = cell.rstrip("*")
+    number, brackets, rest = cell.partition(" (")
+    if not number.replace(" ± ", "").lstrip("+-").replace(".", "").isdigit():
+        return _tex(cell)
+    return "$" + number.replace("±", r"\pm") + (f"\\ ({rest}" if brackets else "") + star + "$"
+
+
+def _latex(block):
+    if not block.lines:
+        return "".join(f"% {note}\n" for note in (block.title, *block.notes))
+    notes = " ".join([block.caption, *block.notes])
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(block.title)}. {_tex(notes)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * (len(block.heads) - 2)}}}",
+        r"\toprule",
+        " & ".join(map(_tex, block.heads)) + r" \\",
+    ]
+    for first, second, *numbers in block.lines:
+        if first:
+            lines.append(r"\midrule")
+        lines.append(" & ".join([_tex(first), _tex(second), *map(_tex_number, numbers)]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def _csv(rows, comparisons):
+    kind = type(rows[0]) if rows else Row
+    names = [f.name for f in fields(kind)]
+    extra = ["published_method", "published_base", "published_new", "published_h"]
+    by_row = {id(c.row): c for c in comparisons or ()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names + extra * (comparisons is not None))
+    for row in rows:
+        values = {**vars(row), "seeds": " ".join(map(str, row.seeds))}
+        values["datasets"] = " ".join(row.datasets)
+        line = ["" if values[name] is None else values[name] for name in names]
+        if comparisons is not None:
+            c = by_row.get(id(row))
+            line += [c.method, c.base, c.new, c.h] if c else [""] * len(extra)
+        writer.writerow(line)
+    return text.getvalue()
