@@ -11,22 +11,47 @@ pass runs. This is exact, needs no second backward through the encoders, and wor
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from proxyfda.fda import full_precision
 
 
+def _backward_pass() -> int:
+    """Number of the backward pass that this thread is in; -1 outside."""
+    if hasattr(torch._C, "_current_graph_task_id"):
+        return torch._C._current_graph_task_id()
+    # Before torch 2.0: a checkpoint that computes its part again shows on the stack.
+    frame = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in ("unpack", "backward") and code.co_filename == checkpoint.__file__:
+            return 0
+        frame = frame.f_back
+    return -1
+
+
 @dataclass
 class Call:
-    """One forward call of an encoder: what went in first, and the features that came out."""
+    """One forward call of an encoder: what went in first, the features that came out, and whether
+    they carried gradient then."""
 
     inputs: Any
     output: Tensor
+    tuned: bool
+
+
+_REENTRANT = (
+    "the {} runs inside a reentrant checkpoint, whose features have no gradient to add to; call "
+    "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+)
 
 
 @dataclass
@@ -43,7 +68,7 @@ class Captured:
 
     def tuned(self, name: str) -> bool:
         """Whether gradients flow through this encoder's output in this step."""
-        return any(call.output.requires_grad for call in self.calls.get(name, []))
+        return any(call.tuned for call in self.calls.get(name, []))
 
 
 class FeatureCapture:
@@ -65,6 +90,7 @@ class FeatureCapture:
         self._gradients = gradients
         self._active = False
         self._calls: Dict[str, List[Call]] = {}
+        self._again: Counter = Counter()
         self._ready: Optional[Dict[int, Optional[Tensor]]] = None
         self._joined: set = set()
         self.scale: Callable[[], float] = lambda: 1.0
@@ -79,8 +105,7 @@ class FeatureCapture:
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            # Once gradients have arrived, a forward call is a recomputation (checkpointing).
-            if not self._active or self._ready is not None:
+            if not self._active:
                 return
             features = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(features, Tensor):
@@ -88,7 +113,15 @@ class FeatureCapture:
                     f"the {name} returned a {type(features).__name__}, not a feature tensor; "
                     "name the module that returns features in the trainer's fda_modules"
                 )
-            self._calls.setdefault(name, []).append(Call(inputs[0] if inputs else None, features))
+            calls = self._calls.setdefault(name, [])
+            backward = _backward_pass()
+            if backward != -1:
+                # Activation checkpointing computes the call again; its features count once.
+                self._again[name, backward] += features.requires_grad
+                if self._again[name, backward] > sum(call.tuned for call in calls):
+                    raise RuntimeError(_REENTRANT.format(name))
+                return
+            calls.append(Call(inputs[0] if inputs else None, features, features.requires_grad))
             if features.requires_grad:
                 features.register_hook(self._join(features))
 
@@ -115,12 +148,14 @@ class FeatureCapture:
     def _compute(self) -> Dict[int, Optional[Tensor]]:
         captured = Captured()
         for name, calls in self._calls.items():
-            tuned = [call for call in calls if call.output.requires_grad]
+            tuned = [call for call in calls if call.tuned]
+            if any(call.output.requires_grad and not call.tuned for call in calls):
+                raise RuntimeError(_REENTRANT.format(name))
             # Where a host runs an encoder both tuned and frozen (a teacher pass), the tuned
             # features are the ones to align.
             captured.calls[name] = tuned or calls
             captured.leaves[name] = [
-                call.output.detach().float().requires_grad_(call.output.requires_grad)
+                call.output.detach().float().requires_grad_(call.tuned)
                 for call in captured.calls[name]
             ]
         # A host may run its backward pass under autocast, which would round this one too.
@@ -141,7 +176,8 @@ class FeatureCapture:
             scale: gives the factor by which the host scales its loss (``GradScaler``), read when
                 the gradient is joined.
         """
-        self._active, self._calls, self._ready, self._joined = True, {}, None, set()
+        self._active, self._calls, self._again = True, {}, Counter()
+        self._ready, self._joined = None, set()
         self.scale = scale
         try:
             yield

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode as CN
 
 import proxyfda
@@ -167,3 +168,35 @@ def make_batch(seed=3):
         "img": torch.randn(BATCH, DIM, generator=generator),
         "label": torch.randint(CLASSES, (BATCH,), generator=generator),
     }
+
+
+class RecomputedPrompts(ConditionalPrompts):
+    """Activation checkpointing of each text pass: around the encoder alone, or with what follows.
+
+    The last pass may be kept: a host's backward pass starts there.
+    """
+
+    around, reentrant, kept = "encoder", False, 1
+
+    def texts(self, feature):
+        return self.text_encoder(self.names, self.prompt_learner["ctx"] * feature)
+
+    def row(self, feature):
+        return self.logits(feature[None], self.texts(feature))[0]
+
+    def forward(self, x):
+        images = self.image_encoder(x)
+        rows = []
+        for i, feature in enumerate(images):
+            feature = feature.clone().requires_grad_()  # the reentrant kind needs such an input
+            call = self.texts if self.around == "encoder" else self.row
+            if i + self.kept < len(images):
+                out = checkpoint(call, feature, use_reentrant=self.reentrant)
+            else:
+                out = call(feature)
+            rows.append(out if self.around == "more" else self.logits(feature[None], out)[0])
+        return torch.stack(rows)
+
+
+class CheckpointedLike(Host):
+    model_class = RecomputedPrompts

@@ -245,3 +245,41 @@ def test_an_infinite_term_stops_with_epoch_batch_and_name():
     trainer.model.prompt_learner["ctx"].data[0] = float("nan")
     with pytest.raises(FloatingPointError, match="loss_fda is nan in epoch 3, batch 5"):
         trainer.forward_backward(hosts.make_batch())
+
+
+@pytest.mark.parametrize("around", ["encoder", "more"])
+@pytest.mark.parametrize("kept", [1, 0], ids=["some", "all"])
+def test_recomputed_activations_are_not_captured_twice(around, kept, monkeypatch):
+    monkeypatch.setattr(hosts.RecomputedPrompts, "around", around)
+    monkeypatch.setattr(hosts.RecomputedPrompts, "kept", kept)
+    batch = hosts.make_batch()
+    cfg = hosts.make_cfg(SPACES=("text", "cross"), K=3, WEIGHT=2.5)
+    expected = make_trainer(hosts.CoCoOpLike)(cfg)
+    recomputed = make_trainer(hosts.CheckpointedLike)(cfg)
+    wanted, summary = expected.forward_backward(batch), recomputed.forward_backward(batch)
+    assert summary == pytest.approx(wanted, rel=1e-5)
+    torch.testing.assert_close(
+        recomputed.model.prompt_learner["ctx"].grad,
+        expected.model.prompt_learner["ctx"].grad,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("around", ["encoder", "more"])
+@pytest.mark.parametrize("kept", [1, 0], ids=["some", "all"])
+def test_reentrant_checkpoints_are_refused(around, kept, monkeypatch):
+    monkeypatch.setattr(hosts.RecomputedPrompts, "around", around)
+    monkeypatch.setattr(hosts.RecomputedPrompts, "kept", kept)
+    monkeypatch.setattr(hosts.RecomputedPrompts, "reentrant", True)
+    trainer = make_trainer(hosts.CheckpointedLike)(hosts.make_cfg(SPACES=("text",)))
+    with pytest.raises(RuntimeError, match="text_encoder runs inside a reentrant checkpoint"):
+        trainer.forward_backward(hosts.make_batch())
+
+
+def test_frozen_image_features_are_asked_for_once_per_step():
+    cfg = hosts.make_cfg(SPACES=("image", "cross"))
+    trainer = make_trainer(hosts.MaPLeLike)(cfg)
+    for step in (1, 2):
+        trainer.forward_backward(hosts.make_batch())
+        assert trainer.captured_frozen == step
