@@ -50,7 +50,8 @@ class Record:
         label: the user's name for the output folder, often empty.
         log: whether it was read from a log, so that the accuracy is rounded.
         remark: what has to be said about it below a table, otherwise empty.
-        details: ``cfg`` (flat, values as text), ``versions``, ``time``, ``engine`` as far as known.
+        details: as far as known ``cfg`` (flat, values as text), ``versions``, ``time``, ``engine``,
+            and ``source``, the dataset that the model of a transfer run was trained on.
     """
 
     part: str
@@ -272,6 +273,8 @@ def _read_result(path, record):
         return incomplete(fault)
     details = {name: result[name] for name in ("versions", "time", "engine") if result.get(name)}
     details["cfg"] = dict(_flat(result.get("cfg") or {}))
+    if record.protocol == "transfer":
+        details.update(_source(_text(path.with_name("log.txt"))))
     title = record.title if record.dataset in TITLES else result.get("dataset") or record.title
     record = replace(record, accuracy=accuracy, title=str(title), details=details)
     return record, str(result.get("split") or "")
@@ -309,10 +312,7 @@ def _read_log(path, record):
     def incomplete(fault):
         return replace(record, fault=f"{path} {fault}"), ""
 
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return incomplete("is unreadable")
+    text = _text(path)
     head, sign, block = text.rpartition("=> result")
     found = re.search(r"^\* accuracy: ([\d.]+|nan)%", block, re.MULTILINE) if sign else None
     if not found:
@@ -329,8 +329,24 @@ def _read_log(path, record):
     if fault:
         return incomplete(fault)
     splits = re.findall(r"[Ee]valuat\w* on (?:the )?\*?(\w+)\*? set", head)
-    record = replace(record, accuracy=accuracy, details={"cfg": cfg})
+    details = {"cfg": cfg, **(_source(head) if record.protocol == "transfer" else {})}
+    record = replace(record, accuracy=accuracy, details=details)
     return record, splits[-1] if splits else ""
+
+
+def _text(path):
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _source(text):
+    """``{"source": dataset}`` where a log names the checkpoint of a training folder."""
+    loaded = re.findall(r'Loading weights to \S+ from "([^"]+)"', text)
+    run = re.match(r"(.*/seed-?\d+)/", loaded[-1].replace("\\", "/")) if loaded else None
+    dataset = _match(run[1])[1].get("dataset") if run else None
+    return {"source": dataset_key(dataset)} if dataset else {}
 
 
 def _printed_config(text):

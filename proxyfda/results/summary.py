@@ -64,6 +64,7 @@ class AccuracyRow:
     """One line of a table of accuracies on all classes; fields as in :class:`Row`.
 
     ``delta`` is the difference to zero-shot CLIP on the same dataset. ``shots`` is 0 for zero-shot.
+    ``source`` is true on the dataset that was trained on in order to be tested on others.
     """
 
     protocol: str
@@ -82,6 +83,7 @@ class AccuracyRow:
     complete: bool = True
     rounded: bool = False
     datasets: tuple = ()
+    source: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,10 @@ def summarise_accuracy(records):
     fewshot = [r for r in records if r.protocol == "fewshot"]
     transfer = [r for r in records if r.protocol == "transfer"]
     # Training on the source is an ordinary few-shot run; the evaluations go by the same names.
-    evaluated = {_setting(r) for r in transfer}
-    sources = [r for r in fewshot if _setting(r) in evaluated]
+    evaluated = {(_setting(r), r.details.get("source") or "imagenet") for r in transfer}
+    sources = [r for r in fewshot if (_setting(r), r.dataset) in evaluated]
     # What was trained as a source alone makes no few-shot table.
-    tried = {(*_family(r), r.config) for r in fewshot if _setting(r) not in evaluated}
+    tried = {(*_family(r), r.config) for r in fewshot if (_setting(r), r.dataset) not in evaluated}
     fewshot = [r for r in fewshot if (*_family(r), r.config) in tried]
     tables = {}
     if any(r.accuracy is not None for r in fewshot):
@@ -276,7 +278,9 @@ class _Cells:
         mixed = []
         for group in self.groups:
             own = [r for r in records if self._group_of[_family(r), r.config] == group]
-            mixed += [f"{self.names[group]} mixes settings: {text}." for text in _mixed(own)]
+            inside, between = _different(own)
+            mixed += [f"{self.names[group]} mixes settings: {text}." for text in inside]
+            notes += [f"{self.names[group]}: {text}." for text in between]
         rounded = [self.names[group] for group in self.groups if group.log]
         if rounded:
             notes.append(
@@ -327,28 +331,47 @@ def _groups(records, part):
     return groups
 
 
-def _mixed(records):
-    """Options in which runs with one config differ, in words."""
-    texts = []
+def _different(records):
+    """Options in which runs with one config differ, in words.
+
+    Returns:
+        Two lists: differences between runs of which one number is made, which should not be, and
+        those between datasets or numbers of shots, which may be the protocol.
+    """
+    inside, between = [], []
     for config in sorted({r.config for r in records}):
         runs = [r for r in records if r.config == config and r.details.get("cfg")]
-        keys = sorted({key for r in runs for key in r.details["cfg"]})
-        for key in keys:
-            if key.startswith(_FREE):
-                continue
-            values = {}
+        for key in sorted({key for r in runs for key in r.details["cfg"]}):
+            values, cells = {}, {}
             for r in runs:
-                values.setdefault(r.details["cfg"].get(key, "not there"), []).append(r)
-            if len(values) > 1:
-                ways = sorted(values.items(), key=lambda item: -len(item[1]))
-                told = [f"{value or repr('')} in {_runs_named(found)}" for value, found in ways]
-                texts.append(f"{key} is {' and '.join(told)}")
-    return texts[:3] + ([f"and {len(texts) - 3} more options"] if len(texts) > 3 else [])
+                value = r.details["cfg"].get(key, "not there")
+                values.setdefault(value, []).append(r)
+                cells.setdefault((r.dataset, r.shots), set()).add(value)
+            if len(values) == 1 or key.startswith(_FREE):
+                continue
+            ways = sorted(values.items(), key=lambda item: -len(item[1]))
+            told = [f"{value or repr('')} in {_runs_named(found)}" for value, found in ways]
+            whole = all(len(found) == 1 for found in cells.values())
+            (between if whole else inside).append(f"{key} is {' and '.join(told)}")
+    sources = {}
+    for r in records:
+        if r.details.get("source"):
+            sources.setdefault(r.details["source"], []).append(r)
+    if len(sources) > 1:
+        told = [f"{source} for {_runs_named(found)}" for source, found in sorted(sources.items())]
+        inside.append(f"it was trained on {' and '.join(told)}")
+    return [_cut(texts) for texts in (inside, between)]
+
+
+def _cut(texts):
+    return texts[:3] + ([f"{len(texts) - 3} more options differ"] if len(texts) > 3 else [])
 
 
 def _runs_named(records):
     if len(records) > 2:
-        return f"{len(records)} runs"
+        titles = list(dict.fromkeys(r.title for r in records))
+        where = f" on {', '.join(titles)}" if len(titles) <= 3 else ""
+        return f"{len(records)} runs{where}"
     return ", ".join(
         " ".join(filter(None, (r.title, f"seed {r.seed}" * (r.seed is not None), r.part)))
         for r in records
@@ -514,13 +537,15 @@ def _accuracies(protocol, records, zero, sources=()):
         sources: few-shot runs on the source of the targets.
     """
     targets = {r.dataset for r in records}
-    sources = [r for r in sources if _setting(r) in {_setting(t) for t in records}]
+    settings = {_setting(r) for r in records}
+    sources = [r for r in sources if _setting(r) in settings]
     here = {r.dataset for r in (*records, *sources)}
     learned = [*sources, *records]
     chosen = learned + [r for r in zero if not learned or r.dataset in here]
     cells = _Cells(chosen, lambda r: r.shots)
     titles, names = cells.titles, cells.names
-    order = sorted(cells.datasets, key=lambda d: bool(targets) and d in targets)
+    trained_on = {r.dataset for r in sources} - targets
+    order = sorted(cells.datasets, key=lambda d: d not in trained_on)
     notes, gaps, rows = [], [], []
 
     def add(group, shots, chosen, seeds, **more):
@@ -560,6 +585,7 @@ def _accuracies(protocol, records, zero, sources=()):
                 seeds = cells.complete(group, dataset, [shots])
                 whole = len(seeds) == len(cells.expected(group))
                 more = {"dataset": dataset, "title": titles[dataset], "complete": whole}
+                more["source"] = dataset in trained_on
                 add(group, shots, [dataset], seeds, **more)
     notes += _missing(gaps)
 

@@ -20,6 +20,7 @@ _COMPARE_CAPTION = (
     "Accuracy in %, and in brackets its difference to the published figure (ViT-B/16, 16 shots, "
     "3 seeds)."
 )
+_TRANSFER = ("cross_dataset", "domain_generalization")
 _TITLES = {
     "fewshot": "Few-shot, all classes",
     "cross_dataset": "Cross-dataset transfer",
@@ -90,20 +91,19 @@ def table(summary, form="text", comparisons=None):
 def _with_titles(rows, cells):
     """Lines of (row, cells of it), with the dataset's title where it changes."""
     total = len({row.dataset for row in rows} - {AVERAGE})
-    source = rows[0].dataset if getattr(rows[0], "protocol", "") in _TRANSFER else None
+    transfer = getattr(rows[0], "protocol", "") in _TRANSFER
     lines, above = [], None
     for row, more in cells:
         title = row.title
-        if row.dataset == AVERAGE and source is not None:
+        if getattr(row, "source", False):
+            title += " (source)"
+        elif row.dataset == AVERAGE and transfer:
             title = f"{AVERAGE} of {row.n_datasets} targets"
         elif row.dataset == AVERAGE and row.n_datasets < total:
             title = f"{AVERAGE} ({row.n_datasets} of {total})"
         lines.append([title if title != above else "", row.name, *more])
         above = title
     return lines
-
-
-_TRANSFER = ("cross_dataset", "domain_generalization")
 
 
 def _cell(value, std=None, sign=""):
