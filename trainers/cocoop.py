@@ -7,6 +7,7 @@ cut to fit into memory is ours.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -158,17 +159,14 @@ class CoCoOp(PromptTrainer):
     """Conditional context optimisation; options under ``TRAINER.COCOOP``."""
 
     config_node = "COCOOP"
+    minima = {"N_CTX": 1}
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        options = cfg.TRAINER.COCOOP
-        if options.N_CTX < 1:
+        bound = cfg.TRAINER.COCOOP.MAX_MEMORY
+        if not 0 < bound < math.inf:
             raise ValueError(
-                f"TRAINER.COCOOP.N_CTX is {options.N_CTX}; use at least 1 context token."
-            )
-        if not options.MAX_MEMORY > 0:
-            raise ValueError(
-                f"TRAINER.COCOOP.MAX_MEMORY is {options.MAX_MEMORY:g} GiB; use more than 0."
+                f"TRAINER.COCOOP.MAX_MEMORY is {bound:g} GiB; use a finite number above 0."
             )
 
     def build_prompt_learner(self, classnames, clip, text_encoder):
