@@ -174,7 +174,8 @@ def promptsrc() -> dict[str, list[Setting]]:
         "schedules": [
             schedule(host, 4, 20, 0.0025),  # upstream's
             *(schedule(host, 48, 20, lr) for lr in (0.0025, 0.009, 0.03)),
-            schedule(host, 48, 40, 0.015),
+            schedule(host, 48, 40, 0.005),
+            schedule(host, 48, 60, 0.0025),
         ],
         **deep(host),
     }
@@ -186,8 +187,7 @@ def cocoop() -> dict[str, list[Setting]]:
     return {
         "schedules": [
             schedule(host, 1, 10, 0.002),  # upstream's
-            *(schedule(host, 48, 10, lr) for lr in (0.014, 0.1)),
-            schedule(host, 48, 20, 0.05),
+            *(schedule(host, 48, 10, lr) for lr in (0.002, 0.014, 0.1)),
         ],
     }
 
