@@ -159,10 +159,10 @@ class TextEncoder(FrozenEncoder):
 
         def replace(x: Tensor, new: Tensor) -> Tensor:
             new = expand_prompts(new, x)
-            if new.shape[1] + 2 > length:
+            if new.shape[1] + 1 > length:
                 raise ValueError(
-                    f"{new.shape[1]} deep prompts do not fit before the end of texts of {length} "
-                    f"tokens; the prompts at the input must be as many."
+                    f"{new.shape[1]} deep prompts do not fit into texts of {length} tokens; the "
+                    f"prompts at the input must be as many."
                 )
             return torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
 

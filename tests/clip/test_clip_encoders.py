@@ -172,8 +172,8 @@ def test_prompts_that_do_not_fit(clip):
         image(IMAGES, prompts(2, 1), [prompts(2, 1)] * 3)
     with pytest.raises(ValueError, match="do not fit tokens of width 64"):
         image(IMAGES, prompts(2, 1, width=32))
-    with pytest.raises(ValueError, match="3 deep prompts do not fit before the end"):
-        text(text.embed(tokens), tokens, [prompts(3, 1)])
+    with pytest.raises(ValueError, match="4 deep prompts do not fit into texts of 4"):
+        text(text.embed(tokens), tokens, [prompts(4, 1)])
     with pytest.raises(ValueError, match="shorter than their text"):
         text(text.embed(tokens)[:, :2], tokens)
     with pytest.raises(ValueError, match="has 82 tokens, the text encoder takes 77"):
