@@ -55,10 +55,11 @@ def class_folders(folder, what="image folder"):
         if not entry.is_dir():
             skipped.append(entry.path)
             continue
-        names = sorted(name for name in os.listdir(entry.path) if not name.startswith("."))
+        names = sorted(os.listdir(entry.path))
         found[entry.name] = [name for name in names if is_image(name)]
         if len(found[entry.name]) < len(names):
-            skipped += [os.path.join(entry.path, name) for name in names if not is_image(name)]
+            odd = (name for name in names if not name.startswith(".") and not is_image(name))
+            skipped += [os.path.join(entry.path, name) for name in odd]
     return found, skipped
 
 

@@ -16,6 +16,7 @@ class ImageNetBase(SplitDataset):
     ``<folder> <name>`` each. A test set without this file takes that of ``imagenet/``."""
 
     template = "a photo of a {}."
+    from_listing = True
 
     def classnames_file(self):
         own = os.path.join(self.dataset_dir, CLASSNAMES)
@@ -29,6 +30,22 @@ class ImageNetBase(SplitDataset):
     def read_classnames(text_file):
         """``{folder: class name}`` in the order of the lines."""
         return dict(read_rows(text_file, (str, str)))
+
+    def remarks(self, parts):
+        """For the check: how far the class names are from CLIP's, which upstream's file has."""
+        from open_clip import IMAGENET_CLASSNAMES
+
+        names = {entry.label: entry.classname for entry in parts["test"]}
+        if len(names) != len(IMAGENET_CLASSNAMES):
+            return []
+        others = [i for i, name in enumerate(IMAGENET_CLASSNAMES) if names.get(i) != name]
+        if not others:
+            return []
+        return [
+            f"{len(others)} of the {len(names)} class names in {CLASSNAMES} are not those of CLIP, "
+            f"the first is {names[others[0]]!r} for {IMAGENET_CLASSNAMES[others[0]]!r}; results "
+            "depend on the names, see docs/DATASETS.md"
+        ]
 
     def folder_entries(self, folder):
         """The images of the class folders of ``folder``; labels are the folders' positions."""

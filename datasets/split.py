@@ -85,6 +85,7 @@ class SplitDataset(DatasetBase):
         val_is_test: the test images serve as validation images, all of them.
         test_only: there are test images alone; they stand for the training images, too, and
             ``NUM_SHOTS`` and ``SUBSAMPLE_CLASSES`` are ignored, which a line says.
+        from_listing: :meth:`parts` lists folders, so that no image has to be looked for again.
 
     Reads ``DATASET.ROOT``, ``DATASET.NUM_SHOTS`` (-1: all images), ``DATASET.SUBSAMPLE_CLASSES``
     (``all``, ``base``: first half of the labels rounded up, ``new``: the rest) and ``SEED``.
@@ -118,6 +119,7 @@ class SplitDataset(DatasetBase):
     expected = None
     val_is_test = False
     test_only = False
+    from_listing = False
 
     def __init__(self, cfg):
         shots, subsample = cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
@@ -129,7 +131,9 @@ class SplitDataset(DatasetBase):
         self._locate_at(_data_root(cfg))
         parts = self.parts()
         source = self.dataset_dir if self.made or not self.split_file else self.split_path
-        spelled = _find_images(parts, self.image_dir, source, self.hint)
+        spelled = {}
+        if not self.from_listing:
+            spelled = _find_images(parts, self.image_dir, source, self.hint)
         if self.made:
             self._keep_split(parts)
         if self.test_only:
@@ -182,7 +186,6 @@ class SplitDataset(DatasetBase):
         self.require("folder", self.dataset_dir)
         if os.path.exists(self.split_path):
             self.require("image folder", self.image_dir)
-            print(f"Reading split from {self.split_path}")
             return _parse_split(self.split_path)
         split = dict(zip(PARTS, self.build_split()))
         self.made = True
@@ -203,6 +206,10 @@ class SplitDataset(DatasetBase):
                 + self.hint
             )
         return path
+
+    def nearby(self):
+        """A folder that might be the missing ``dataset_dir`` under another name, or ``""``."""
+        return _alike(self.dataset_dir)
 
     def _fault(self, what):
         return ValueError(f"{self.name} in {self.dataset_dir} cannot be read ({what}); {self.hint}")
@@ -297,7 +304,6 @@ class SplitDataset(DatasetBase):
             ValueError: the file is not a split file; the message names the first fault.
             FileNotFoundError: images are missing; the message names the first and the number.
         """
-        print(f"Reading split from {filepath}")
         parts = _parse_split(filepath)
         spelled = _find_images(parts, path_prefix, filepath, hint)
         return tuple(_data(parts[part], path_prefix, spelled) for part in PARTS)
@@ -468,6 +474,8 @@ def _data_root(cfg):
 def _parse_split(filepath):
     """The split file as a dict of lists of :class:`Entry`, checked."""
 
+    print(f"Reading split from {filepath}")
+
     def fault(what):
         return ValueError(f"{filepath} is no valid split file ({what}); fetch or make it again")
 
@@ -532,9 +540,8 @@ def _checksum(parts):
     """SHA-256 of what the shots are drawn from: the train and val lists in their order."""
     digest = hashlib.sha256()
     for part in ("train", "val"):
-        digest.update(f"{part}\n".encode())
-        for path, label, classname in parts[part]:
-            digest.update(f"{path}\t{label}\t{classname}\n".encode("utf-8", "surrogateescape"))
+        lines = [f"{path}\t{label}\t{classname}\n" for path, label, classname in parts[part]]
+        digest.update("".join([part, "\n", *lines]).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

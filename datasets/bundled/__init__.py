@@ -6,15 +6,16 @@ in :mod:`.world`, how it is drawn in :mod:`.render`, which classes and which wea
 
 from __future__ import annotations
 
-from datasets.split import SplitDataset
+from datasets.split import PARTS, Counts, SplitDataset
 from proxyfda.dassl import DATASET_REGISTRY
 
 from .build import SPLIT_FILE
-from .specs import SPECS
+from .specs import COUNTS, SPECS
 
 
 def _declare(spec) -> type[SplitDataset]:
     name = "Bundled" + spec.name.capitalize()
+    n = len(spec.classes)
     attributes = {
         "__module__": __name__,
         "__doc__": f"{len(spec.classes)} rendered classes, prompt ``{spec.template}``",
@@ -22,6 +23,7 @@ def _declare(spec) -> type[SplitDataset]:
         "image_dir": "images",
         "split_file": SPLIT_FILE,
         "template": spec.template,
+        "expected": Counts(n, *(n * COUNTS[part] for part in PARTS)),
         "hint": "render it with: python -m datasets.bundled --root DATA",
     }
     declared = type(name, (SplitDataset,), attributes)
