@@ -91,6 +91,8 @@ def compare(summary, records):
         if strangers:
             if row.dataset != AVERAGE:
                 skip(row, "dataset")
+            elif len(strangers) < len(row.datasets):
+                skip(row, "other average")
         elif method is None:
             skip(row, "method")
         elif row.shots != SHOTS and row.trainer != REFERENCE:
@@ -130,6 +132,8 @@ def _untold(why, rows):
     if why == "shots":
         shots = _and(str(row.shots) for row in rows)
         return f"The published figures are of {SHOTS} shots, {shots} shots have none beside them."
+    if why == "other average":
+        return "The average takes in datasets without published figures, so it is not compared."
     if why == "average alone":
         return f"Of {names} the average over the eleven benchmarks alone is published."
     return f"{names} is not compared: {why}."

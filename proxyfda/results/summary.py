@@ -159,6 +159,18 @@ def summarise_accuracy(records):
     return tables
 
 
+def names_of(records):
+    """Pairs of the name that a run's row has in tables, and the run."""
+    pairs = []
+    for protocol in dict.fromkeys(r.protocol for r in records if r.protocol):
+        own = [r for r in records if r.protocol == protocol]
+        part = (lambda r: r.part) if protocol == "base2new" else (lambda r: r.shots)
+        groups = _groups(own, part)
+        names = _names(sorted(set(groups.values()), key=_row_order))
+        pairs += [(names[groups[_family(r), r.config]], r) for r in own]
+    return pairs
+
+
 def _setting(record):
     return record.trainer, record.config, record.shots, record.label, record.log
 
@@ -598,8 +610,12 @@ def _accuracies(protocol, records, zero, sources=()):
         def whole(group, dataset):
             return all(cells.complete(group, dataset, [k]) for k in cells.parts[group])
 
-        begun = [g for g in cells.groups if any(whole(g, d) for d in averaged)]
+        # Zero-shot results are there for comparison and shall not take it either.
+        groups = [g for g in cells.groups if not learned or not is_zero_shot(g.trainer)]
+        begun = [g for g in groups if any(whole(g, d) for d in averaged)]
         shared = [d for d in averaged if begun and all(whole(g, d) for g in begun)]
+        begun += [g for g in cells.groups if g not in groups and all(whole(g, d) for d in shared)]
+        begun.sort(key=_row_order)
         left_out = _left_out(shared, averaged, titles, "for every number of shots")
         notes += left_out
         dropped = {}

@@ -98,7 +98,9 @@ def _with_titles(rows, cells):
         if getattr(row, "source", False):
             title += " (source)"
         elif row.dataset == AVERAGE and transfer:
-            title = f"{AVERAGE} of {row.n_datasets} targets"
+            targets = len({r.dataset for r in rows if not r.source} - {AVERAGE})
+            part = "" if row.n_datasets == targets else f"{row.n_datasets} of "
+            title = f"{AVERAGE} of {part}{targets} targets"
         elif row.dataset == AVERAGE and row.n_datasets < total:
             title = f"{AVERAGE} ({row.n_datasets} of {total})"
         lines.append([title if title != above else "", row.name, *more])

@@ -1,0 +1,87 @@
+"""Training curves from the event files that trainers write with tensorboard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from proxyfda.results.summary import names_of
+
+_POINTS = 100  # of a curve, each the mean over as many steps as it takes
+
+
+def read_curves(records, points=_POINTS):
+    """Curves of all training runs.
+
+    Args:
+        records: what :func:`proxyfda.results.collect` returns; evaluations have no curves.
+        points: steps are averaged in bins so that no more than this many are left.
+
+    Returns:
+        Dict by dataset (its title) of dicts by trainer (its name in tables) of dicts by quantity
+        (``loss`` first, then its terms and ``acc``; not the learning rate) of the pair of steps [T]
+        and values [seeds, T]. Seeds whose runs have another number of steps are left out with a
+        line on stderr that says so.
+    """
+    runs = [
+        (name, record)
+        for name, record in names_of(records)
+        if record.part in ("base", "all") and (Path(record.folder) / "tensorboard").is_dir()
+    ]
+    together = {}
+    shown = runs
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        shown = tqdm(runs, desc="event files", unit="run", leave=False)
+    for name, record in shown:
+        several = {r.shots for n, r in runs if (n, r.dataset) == (name, record.dataset)}
+        if len(several) > 1:
+            name = f"{name} {record.shots} shots"
+        for tag, (steps, values) in read_events(Path(record.folder) / "tensorboard").items():
+            place = together.setdefault(record.title, {}).setdefault(name, {}).setdefault(tag, [])
+            place.append((*_binned(steps, values, points), record.folder))
+    return {
+        dataset: {
+            name: {tag: _stacked(tags[tag]) for tag in sorted(tags, key=lambda t: (t != "loss", t))}
+            for name, tags in trainers.items()
+        }
+        for dataset, trainers in together.items()
+    }
+
+
+def read_events(folder):
+    """Steps and values by quantity of the ``train/`` scalars in a folder of event files.
+
+    Where a run was resumed, a step that was done twice counts as it was done last.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        if tag.startswith("train/") and tag != "train/lr":
+            by_step = {event.step: event.value for event in events.Scalars(tag)}
+            steps = np.array(sorted(by_step))
+            found[tag[len("train/") :]] = steps, np.array([by_step[step] for step in steps])
+    return found
+
+
+def _binned(steps, values, points):
+    bins = np.array_split(np.arange(len(steps)), min(points, len(steps)))
+    return (
+        np.array([steps[own].mean() for own in bins]),
+        np.array([values[own].mean() for own in bins]),
+    )
+
+
+def _stacked(runs):
+    """Steps [T] and values [seeds, T] of the runs that are as long as the longest."""
+    longest = max(runs, key=lambda run: run[0][-1])[0]
+    alike = [run for run in runs if np.array_equal(run[0], longest)]
+    for *_, folder in (run for run in runs if not np.array_equal(run[0], longest)):
+        print(f"{folder} has fewer training steps than others; not in the curves", file=sys.stderr)
+    return longest, np.stack([run[1] for run in alike])
