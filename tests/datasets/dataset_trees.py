@@ -4,7 +4,9 @@
 a few classes and images, with or without the split file.
 """
 
+import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -42,6 +44,16 @@ def make_split(classes=5, train=6, val=3, test=2):
 def names(items):
     """What a list of Datum holds, with the last two parts of the path only."""
     return [("/".join(Path(d.impath).parts[-2:]), d.label, d.classname) for d in items]
+
+
+def digest(data, root):
+    """SHA-256 over all that was read: train, val, test in order, and the class names."""
+    lists = [
+        [(os.path.relpath(item.impath, root), item.label, item.classname) for item in items or ()]
+        for items in (data.train_x, data.val, data.test)
+    ]
+    text = json.dumps([lists, data.classnames, data.num_classes])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def files_below(root):
