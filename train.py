@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 
 import proxyfda
 from proxyfda.errors import tell_mistakes
+from proxyfda.lock import folder_lock
 
 if __name__ == "__main__":
     tell_mistakes()  # before the imports, which choose the engine
@@ -36,6 +37,7 @@ from proxyfda.dassl import (
     set_random_seed,
     setup_logger,
 )
+from proxyfda.results import is_zero_shot
 
 # What may differ between two runs in one output folder: it does not change what is computed.
 _FREE_KEYS = (
@@ -312,14 +314,58 @@ def write_result(cfg, args, trainer, seconds):
     return result
 
 
+def check_model_dir(args, cfg):
+    """Refuse an evaluation of nothing, or in the folder of the training that it evaluates.
+
+    Raises:
+        ValueError: no model folder although the trainer learns something, or one that is the
+            output folder.
+        FileNotFoundError: the model folder does not exist.
+    """
+    if not args.eval_only:
+        if args.model_dir:
+            raise ValueError(
+                f"--model-dir {args.model_dir} is for --eval-only; to go on from a checkpoint give "
+                "--resume, to start from its values MODEL.INIT_WEIGHTS"
+            )
+        return
+    if not args.model_dir:
+        if is_zero_shot(cfg.TRAINER.NAME):
+            return
+        raise ValueError(
+            f"--eval-only of {cfg.TRAINER.NAME} needs --model-dir, the output folder of the "
+            "training to evaluate; without training there is ZeroshotCLIP"
+        )
+    if not osp.isdir(args.model_dir):
+        raise FileNotFoundError(
+            f"--model-dir {args.model_dir} does not exist; give the output folder of a training"
+        )
+    if osp.realpath(args.model_dir) == osp.realpath(cfg.OUTPUT_DIR):
+        raise ValueError(
+            f"--output-dir and --model-dir are both {args.model_dir}; give an output folder of its "
+            "own, so that the training's log and result stay what they are"
+        )
+
+
 def main(args):
     """Run one job; returns the content of its ``result.json`` (``None`` without an evaluation)."""
-    started = time.perf_counter()
     cfg = setup_cfg(args)
+    check_output(args, cfg)
+    check_model_dir(args, cfg)
+    with folder_lock(cfg.OUTPUT_DIR):
+        return _run(args, cfg)
+
+
+def _run(args, cfg):
+    started = time.perf_counter()
     claim_output(args, cfg)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
+    else:
+        print("No --seed is given: shots, initial values and batches differ from run to run")
+    if cfg.DATASET.NUM_SHOTS < 0 and not (args.eval_only or args.no_train):
+        print(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}: training on all training images")
     setup_logger(cfg.OUTPUT_DIR)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         # Benchmarked kernels may differ from run to run.

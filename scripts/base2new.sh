@@ -5,4 +5,4 @@
 # Complete parts are skipped, an interrupted one goes on from its last checkpoint.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-exec "$PYTHON" "$ROOT/scripts/jobs.py" "$@"
+exec "$PYTHON" "$ROOT/scripts/run.py" base2new "$@"

@@ -1,4 +1,4 @@
-"""train.py and the job runner, on a tiny random CLIP and a folder of noise images."""
+"""train.py, on a tiny random CLIP and a folder of noise images."""
 
 import json
 import os
@@ -6,81 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jobs
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
 
 import train
 from proxyfda import sampler
 from proxyfda.dassl import TRAINER_REGISTRY
 
 ROOT = Path(train.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A root of six class folders with eight noise images each, tinted by class."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(["ant", "bee", "cat", "dog", "elk", "fox"]):
-        for part, count in (("train", 8), ("test", 4)):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 120, (32, 32, 3)) + 20 * np.array([label, 6 - label, 3])
-                Image.fromarray(pixels.astype("uint8")).save(folder / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_file):
-    """A trainer config for the tiny CLIP."""
-    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "DATALOADER": {
-                    "TRAIN_X": {"BATCH_SIZE": 6},
-                    "TEST": {"BATCH_SIZE": 16},
-                    "NUM_WORKERS": 0,
-                },
-                "INPUT": {
-                    "SIZE": [32, 32],
-                    "INTERPOLATION": "bicubic",
-                    "TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"],
-                },
-                "OPTIM": {
-                    "NAME": "sgd",
-                    "LR": 0.05,
-                    "MAX_EPOCH": 4,
-                    "LR_SCHEDULER": "cosine",
-                    "WARMUP_EPOCH": 1,
-                    "WARMUP_TYPE": "constant",
-                },
-                "TRAIN": {"PRINT_FREQ": 1, "CHECKPOINT_FREQ": 1},
-                "MODEL": {"BACKBONE": {"NAME": "ViT-B/16", "WEIGHTS": str(tiny_file)}},
-                "TRAINER": {"COOP": {"PREC": "fp32", "CTX_INIT": "a photo of a"}},
-            }
-        )
-    )
-    return path
-
-
-@pytest.fixture
-def run(images, config, monkeypatch):
-    """Call train.main as the command line does; gives its result."""
-
-    def call(output, trainer, *words, seed=1):
-        argv = ["--root", str(images), "--seed", str(seed), "--trainer", trainer]
-        argv += ["--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml")]
-        argv += ["--config-file", str(config), "--output-dir", str(output), *map(str, words)]
-        monkeypatch.setattr(sys, "stdout", sys.stdout)  # the run's logger replaces it
-        return train.main(train.parser().parse_args(argv))
-
-    return call
 
 
 def learned(folder, epoch=4):
@@ -233,114 +166,6 @@ def test_an_infinite_loss_stops_the_run(run, tmp_path):
     with pytest.raises(FloatingPointError, match="epoch [1-4], batch [1-9]"):
         run(tmp_path / "out", "CoOp", *BASE, "OPTIM.LR", 1e30)
     assert not (tmp_path / "out" / "result.json").exists()
-
-
-# -- the runner ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def make_jobs(images, config, tmp_path, monkeypatch):
-    """Jobs of base2new on the tiny setting."""
-    folder = tmp_path / "configs" / "trainers" / "CoOp"
-    folder.mkdir(parents=True)
-    (folder / "tiny.yaml").write_text(config.read_text())
-    monkeypatch.setattr(jobs, "CONFIGS", str(tmp_path / "configs"))
-
-    def make(*trainers, opts=(), seed=1):
-        return [
-            job
-            for trainer in trainers
-            for job in jobs.base2new_jobs(
-                trainer,
-                str(ROOT / "configs/datasets/folder.yaml"),
-                seed,
-                shots=4,
-                cfg="tiny",
-                data=str(images),
-                output=str(tmp_path / "out"),
-                opts=[*map(str, opts)],
-            )
-        ]
-
-    return make
-
-
-def test_base2new_trains_tests_and_skips_what_is_complete(make_jobs, tmp_path, capsys):
-    todo = make_jobs("ZeroshotCLIP", "CoOp", "FDACoOp")
-    assert jobs.run(todo) == 0
-    tail = "folder/shots_4/FDACoOp/tiny/seed1/result.json"
-    base = json.loads((tmp_path / "out/base2new/train_base" / tail).read_text())
-    new = json.loads((tmp_path / "out/base2new/test_new" / tail).read_text())
-    assert (base["subsample"], new["subsample"]) == ("base", "new")
-    assert base["total"] == new["total"] == 12
-    stamps = {job.folder: os.stat(job.folder + "/result.json").st_mtime_ns for job in todo}
-    capsys.readouterr()
-    assert jobs.run(make_jobs("ZeroshotCLIP", "CoOp", "FDACoOp")) == 0
-    assert "6 of 6 jobs are complete already" in capsys.readouterr().out
-    assert stamps == {f: os.stat(f + "/result.json").st_mtime_ns for f in stamps}
-
-
-def test_a_folder_without_a_result_is_not_complete(make_jobs):
-    base, new = make_jobs("CoOp")
-    os.makedirs(base.folder)
-    assert not base.complete
-    assert jobs.run([base, new]) == 0
-    assert base.complete and new.complete
-
-
-def test_complete_jobs_of_another_config_are_not_taken_for_these(make_jobs, capsys):
-    assert jobs.run(make_jobs("ZeroshotCLIP")) == 0
-    assert jobs.run(make_jobs("ZeroshotCLIP", opts=("INPUT.INTERPOLATION", "bilinear"))) == 1
-    assert "INTERPOLATION is 'bicubic' there and 'bilinear' here" in capsys.readouterr().err
-
-
-def test_a_failing_job_is_told_and_the_others_go_on(make_jobs, capsys):
-    todo = make_jobs("CoOp", opts=("OPTIM.LR", 1e30)) + make_jobs("ZeroshotCLIP")
-    assert jobs.run(todo) == 1
-    told = capsys.readouterr().err
-    assert "CoOp folder seed 1, train_base: the loss is not finite" in told
-    assert "CoOp folder seed 1, test_new: the training that it evaluates failed" in told
-    assert "2 of 4 jobs failed" in told
-    assert [job.complete for job in todo] == [False, False, True, True]
-
-
-@pytest.mark.slow
-def test_jobs_in_parallel_give_the_same_numbers(make_jobs, monkeypatch, tmp_path):
-    todo = make_jobs("CoOp", "ProxyFDACoOp")
-    assert jobs.run(todo, workers=2) == 0
-    parallel = [json.loads(Path(job.folder, "result.json").read_text()) for job in todo]
-    (tmp_path / "out").rename(tmp_path / "parallel")
-    assert jobs.run(todo) == 0
-    for job, other in zip(todo, parallel):
-        assert (
-            json.loads(Path(job.folder, "result.json").read_text())["correct"] == other["correct"]
-        )
-
-
-def test_a_dry_run_writes_nothing(make_jobs, tmp_path, capsys):
-    assert jobs.run(make_jobs("CoOp"), dry_run=True) == 0
-    printed = capsys.readouterr().out
-    assert "to run: CoOp folder seed 1, train_base" in printed and "--eval-only" in printed
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["CoOp", "nothing", "1"], "no dataset 'nothing'; use one of"),
-        (["CoOp", "folder", "one"], "SEED is 'one'"),
-        (["CoOp", "folder", "1", "0"], "SHOTS is 0"),
-        (["CoOp", "folder", "1", "--cfg", "vit"], "no config 'vit' for trainer 'CoOp'"),
-        (["CoOp", "folder", "1", "--fast"], "'--fast' is no option"),
-        (["Coop", "folder", "1"], "no default config for trainer 'Coop'"),
-    ],
-    ids=["dataset", "seed", "shots", "config", "flag", "trainer"],
-)
-def test_wrong_words_for_the_script_are_told(monkeypatch, tmp_path, words, message):
-    argv = ["jobs.py", *words, "--data", str(tmp_path), "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        jobs.main()
 
 
 @pytest.mark.slow

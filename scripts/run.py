@@ -1,0 +1,259 @@
+"""Run a protocol of the CoOp family: the Python behind the scripts of this folder.
+
+What is complete is skipped, what was interrupted goes on from its last checkpoint when the same
+command runs again, and failures are told at the end (exit code 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import os.path as osp
+import re
+import signal
+import subprocess
+import sys
+
+from runner import ROOT, launchers, protocols, sweep
+from runner.job import Job
+
+from proxyfda.errors import tell_mistakes
+from proxyfda.results import is_zero_shot
+
+# What each protocol takes before the KEY VALUE pairs; words in brackets may be left out.
+WORDS = {
+    "base2new": "TRAINER DATASETS SEEDS [SHOTS]",
+    "base2new_all": "TRAINER [SHOTS]",
+    "fewshot": "TRAINER [DATASETS] [SHOTS]",
+    "cross_dataset": "TRAINER [SHOTS]",
+    "domain_generalization": "TRAINER [SHOTS]",
+    "zeroshot": "[DATASETS]",
+}
+HELP = {
+    "DATA": "folder of the datasets",
+    "OUTPUT": "folder of the results (default: output)",
+    "DATASETS": "joined by commas; bundled: those of this repository (default: the 11 benchmarks)",
+    "SOURCE": "dataset to train on (default: imagenet)",
+    "TARGETS": "datasets to test on, joined by commas (default: the other ten; the shifted ones)",
+    "SEEDS": "joined by commas or spaces (default: 1,2,3)",
+    "SHOTS": "images per class (default: 16; few-shot: 1,2,4,8,16)",
+    "CFG": "config of the trainer (default: configs/defaults.yaml)",
+    "LABEL": "name of the config's folder in the output, for runs with KEY VALUE options",
+    "WORKERS": "jobs at a time on each device (default: 1)",
+    "DEVICES": "GPUs joined by commas, or cpu (default: all GPUs, else cpu)",
+    "LAUNCHER": "local, ray or slurm (default: local)",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs ends with us
+    if args.launcher == "local" and args.devices:
+        # Before anything asks CUDA which devices there are.
+        devices = launchers.local_devices(args.devices)
+        if args.workers == 1 and len(devices) == 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "" if devices == [launchers.CPU] else devices[0]
+    jobs = _jobs(args)
+    if not args.dry_run:
+        _render_bundled(args)
+    code = sweep.run(jobs, dry_run=args.dry_run, **({} if args.dry_run else _where(args)))
+    if not args.dry_run:
+        _show_results(args, jobs)
+    return code
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="protocols:\n"
+        + "\n".join(f"  {name} {words} [KEY VALUE ...]" for name, words in WORDS.items())
+        + "\n\nEach flag with a value can be given as an environment variable in capitals.",
+    )
+    parser.add_argument("protocol", choices=list(WORDS), metavar="PROTOCOL")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="see protocols, below")
+    for name, text in HELP.items():
+        parser.add_argument(f"--{name.lower()}", default=os.environ.get(name, ""), help=text)
+    parser.add_argument(
+        "--launcher-opt",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of ray: address, gpus, cpus (per job); of slurm: parameters of submitit's executor, "
+        "such as slurm_partition=gpu timeout_min=600",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]!r} is no option of this script; try --help, or KEY VALUE pairs"
+        )
+    _take_words(args)
+    args.seeds = _numbers("SEED", args.seeds or "1,2,3")
+    args.shots = _numbers(
+        "SHOTS", args.shots or ("1,2,4,8,16" if args.protocol == "fewshot" else "16")
+    )
+    (args.workers,) = _numbers("--workers", args.workers or "1")[:1]
+    for name, values in (("SHOTS", args.shots), ("--workers", [args.workers])):
+        if min(values) < 1:
+            raise ValueError(f"{name} is {min(values)}; use at least 1")
+    if args.protocol != "fewshot" and len(args.shots) > 1:
+        raise ValueError(f"SHOTS is {args.shots}; {args.protocol} takes one number")
+    args.launcher = args.launcher or "local"
+    if args.launcher not in ("local", "ray", "slurm"):
+        raise ValueError(f"--launcher is {args.launcher!r}; use local, ray or slurm")
+    _find_folders(args)
+    return args
+
+
+def _take_words(args: argparse.Namespace) -> None:
+    """Sort the words of the command line into arguments of the protocol and KEY VALUE pairs."""
+    words = list(args.words)
+    args.trainer = "" if "TRAINER" in WORDS[args.protocol] else "ZeroshotCLIP"
+    for place in WORDS[args.protocol].split():
+        name, optional = place.strip("[]").lower(), place.startswith("[")
+        given = words and not (optional and _is_key(words[0]))
+        if given and name == "shots" and not words[0].lstrip("-")[:1].isdigit():
+            given = False
+        if given:
+            setattr(args, name, words.pop(0))
+        elif not optional and not getattr(args, name):
+            usage = f"{args.protocol}.sh {WORDS[args.protocol]} [KEY VALUE ...]"
+            raise ValueError(f"{name.upper()} is not given; the usage is {usage}")
+    args.opts = words
+    if words and not _is_key(words[0]):
+        raise ValueError(
+            f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "
+            f"{WORDS[args.protocol]} [KEY VALUE ...]"
+        )
+
+
+def _is_key(word: str) -> bool:
+    """Whether a word looks like an option of the config, such as OPTIM.MAX_EPOCH."""
+    return re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word) is not None
+
+
+def _numbers(name: str, words: str) -> list[int]:
+    try:
+        return [int(word) for word in re.split(r"[,\s]+", words.strip())]
+    except ValueError:
+        raise ValueError(
+            f"{name} is {words!r}; give a whole number, or several joined by commas"
+        ) from None
+
+
+def _find_folders(args: argparse.Namespace) -> None:
+    """Datasets to run on, and absolute folders of data and output."""
+    bundled = protocols.bundled_datasets()
+    args.datasets = _names(args.datasets or ",".join(protocols.BENCHMARKS), bundled)
+    args.source = _names(args.source or "imagenet", bundled)[0]
+    if args.targets:
+        args.targets = _names(args.targets, bundled)
+    elif args.source in bundled:
+        args.targets = bundled
+    else:
+        shifted = args.protocol == "domain_generalization"
+        args.targets = list(protocols.SHIFTED if shifted else protocols.BENCHMARKS)
+    args.targets = [name for name in args.targets if name != args.source]
+    moving = args.protocol in ("cross_dataset", "domain_generalization")
+    args.used = [args.source, *args.targets] if moving else args.datasets
+    if not args.data:
+        if not set(args.used) <= set(bundled):
+            raise ValueError(
+                "the folder of the datasets is not given; use DATA=/path/to/datasets or --data"
+            )
+        args.data = osp.join(ROOT, "data")
+    args.data = osp.abspath(osp.expanduser(args.data))
+    args.output = osp.abspath(osp.expanduser(args.output or "output"))
+
+
+def _names(words: str, bundled: list[str]) -> list[str]:
+    names = [bundled if word == "bundled" else [word] for word in re.split(r"[,\s]+", words)]
+    return list(dict.fromkeys(name for group in names for name in group if name))
+
+
+# -- what to run, and where -----------------------------------------------------------------------
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    where = {key: getattr(args, key) for key in ("data", "output", "cfg", "label", "opts")}
+    jobs: dict[str, Job] = {}  # by folder: zero-shot CLIP does not depend on seed and shots
+    for seed in args.seeds:
+        for trainer in args.trainer.split(","):
+            if is_zero_shot(trainer) and seed != args.seeds[0]:
+                continue
+            for job in _jobs_of(args, trainer, seed, where):
+                jobs.setdefault(job.folder, job)
+    return list(jobs.values())
+
+
+def _jobs_of(args: argparse.Namespace, trainer: str, seed: int, where: dict) -> list[Job]:
+    if args.protocol in ("cross_dataset", "domain_generalization"):
+        return protocols.transfer_jobs(
+            trainer, args.source, args.targets, seed, shots=args.shots[0], **where
+        )
+    each = []
+    for dataset in args.datasets:
+        if args.protocol == "zeroshot":
+            each += protocols.zeroshot_jobs(dataset, trainer=trainer, **where)
+            continue
+        make = protocols.fewshot_jobs if args.protocol == "fewshot" else protocols.base2new_jobs
+        for shots in args.shots:
+            each += make(trainer, dataset, seed, shots=shots, **where)
+    return each
+
+
+def _where(args: argparse.Namespace) -> dict:
+    """Keyword arguments of ``sweep.run`` for the launcher of the command line."""
+    options = _launcher_options(args.launcher_opt)
+    if args.launcher == "ray":
+        return {"launch": lambda chains: launchers.on_ray(chains, options)}
+    if args.launcher == "slurm":
+        folder = osp.join(args.output, "slurm")
+        return {"launch": lambda chains: launchers.on_slurm(chains, options, folder)}
+    if options:
+        raise ValueError(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
+    devices = launchers.local_devices(args.devices)
+    if args.workers * len(devices) == 1:
+        return {"launch": launchers.here}
+    return {"launch": lambda chains: launchers.local(chains, devices, args.workers)}
+
+
+def _launcher_options(pairs: list[str]) -> dict:
+    options: dict[str, str | int | float] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--launcher-opt is {pair!r}; give KEY=VALUE")
+        for kind in (int, float, str):
+            try:
+                options[key] = kind(value)
+                break
+            except ValueError:
+                continue
+    return options
+
+
+def _render_bundled(args: argparse.Namespace) -> None:
+    from datasets.bundled.build import SPLIT_FILE, render_all
+
+    folders = [name for name in args.used if name in protocols.bundled_datasets()]
+    if not all(osp.isfile(osp.join(args.data, name, SPLIT_FILE)) for name in folders):
+        render_all(args.data)
+
+
+def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
+    command = [sys.executable, "-m", "proxyfda.results", args.output]
+    print(f"results in {args.output}", flush=True)
+    if args.protocol != "base2new" and any(job.complete for job in jobs):
+        subprocess.run(command, cwd=ROOT, check=False)
+
+
+if __name__ == "__main__":
+    tell_mistakes()
+    sys.exit(main())

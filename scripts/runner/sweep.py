@@ -1,0 +1,216 @@
+"""Run a list of jobs with a launcher: skip what is complete, show progress, tell failures."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from proxyfda.errors import sentence
+from proxyfda.lock import holder
+from runner import ROOT, launchers
+from runner.job import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
+
+RETRY = 5.0  # seconds between looks at what another sweep is running
+
+
+def run(
+    jobs: list[Job],
+    *,
+    workers: int = 1,
+    dry_run: bool = False,
+    launch: Callable[[list[launchers.Chain]], launchers.Ended] | None = None,
+) -> int:
+    """Run jobs; returns the exit code, 1 if any failed.
+
+    Args:
+        workers: without ``launch``, processes on the CPU; 1 runs the jobs in this process, which
+            prints what train.py prints.
+        launch: where to run chains of jobs, see :mod:`runner.launchers`.
+
+    Raises:
+        ValueError: an option that train.py does not know, before anything runs.
+    """
+    failed: dict[str, str] = {}
+    for job in jobs:
+        why = UNTRAINED if job.after in failed else _mismatch(job)
+        if why:
+            failed[job.folder] = why
+    if dry_run:
+        _say_what_would_run(jobs, failed)
+        return 1 if failed else 0
+    todo = [job for job in jobs if not job.complete and job.folder not in failed]
+    if launch is None:
+        here = workers == 1
+        launch = launchers.here if here else lambda c: launchers.local(c, [launchers.CPU], workers)
+    progress = _Progress(jobs)
+    progress.start(len(todo))
+    told: set[str] = set()
+    try:
+        while todo:
+            todo, reasons = _round(todo, launch, failed)
+            for why in sorted(reasons - told):
+                print(f"waiting: {why}", flush=True)
+            told |= reasons
+            if reasons:
+                time.sleep(RETRY)
+    finally:
+        progress.stop()
+    for job in jobs:
+        if job.folder in failed:
+            print(f"error: {job.name}: {failed[job.folder]}", file=sys.stderr)
+    if failed:
+        print(
+            f"error: {len(failed)} of {len(jobs)} jobs failed; the same command runs them again",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def _round(todo: list[Job], launch: Callable, failed: dict[str, str]) -> tuple[list[Job], set[str]]:
+    """Run jobs and note failures; gives the jobs of the next round, and what they wait for."""
+    again: list[Job] = []
+    reasons: set[str] = set()
+    with contextlib.closing(launch(_chains(todo))) as ended:
+        for chain, outcomes in ended:
+            if isinstance(outcomes, str):
+                outcomes = _of_dead_process(chain, outcomes)
+            for job, outcome in zip(chain, outcomes):
+                if outcome.status == FAILED:
+                    failed[job.folder] = outcome.why
+                elif outcome.status == BUSY:
+                    again.append(job)
+                    reasons.add(outcome.why)
+    return again, reasons - {""}
+
+
+def _of_dead_process(chain: list[Job], why: str) -> list[Outcome]:
+    """The first job that is not complete is what the process died in; later ones get a new one."""
+    outcomes: list[Outcome] = []
+    culprit = ""
+    for job in chain:
+        if job.complete:
+            outcomes.append(Outcome(DONE))
+        elif not culprit:
+            culprit = job.folder
+            outcomes.append(Outcome(FAILED, why))
+        elif job.after == culprit:
+            outcomes.append(Outcome(FAILED, UNTRAINED))
+        else:
+            outcomes.append(Outcome(BUSY))
+    return outcomes
+
+
+def _chains(todo: list[Job]) -> list[launchers.Chain]:
+    """Jobs in order, those that evaluate a training of the list together with it."""
+    chains: dict[str, launchers.Chain] = {}
+    for job in todo:
+        chains.setdefault(job.after if job.after in chains else job.folder, []).append(job)
+    return list(chains.values())
+
+
+def _mismatch(job: Job) -> str:
+    """Why a job cannot be what its folder holds; empty if it can."""
+    import train
+
+    args = train.parser().parse_args(job.argv)
+    cfg = train.setup_cfg(args)  # a wrong option is every job's: it is told at once
+    try:
+        train.check_output(args, cfg)
+    except FileExistsError as error:
+        return sentence(error)
+    return ""
+
+
+def _say_what_would_run(jobs: list[Job], failed: dict[str, str]) -> None:
+    for job in jobs:
+        state = "complete" if job.complete else "to run"
+        if job.folder in failed:
+            state = f"refused, {failed[job.folder]}"
+        elif holder(job.folder):
+            state = f"in use by {holder(job.folder)}"
+        print(f"{state}: {job.name}")
+        print(f"    {shlex.join(['python', f'{ROOT}/train.py', *job.argv])}")
+    print(f"{sum(job.complete for job in jobs)} of {len(jobs)} jobs are complete")
+
+
+class _Progress:
+    """A line for each job that becomes complete, with the time left.
+
+    It looks at the result files, wherever the jobs run. What is open is expected to take as long as
+    complete jobs of the same trainer and kind, as far as there are any, and to be worked off at the
+    pace since the start.
+    """
+
+    def __init__(self, jobs: list[Job]):
+        self._open, self._total = list(jobs), len(jobs)
+        self._times: dict[tuple, list[float]] = {}
+        self._started, self._worked = time.monotonic(), 0.0
+        self._out = sys.stdout  # a run's logger replaces it
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self, to_run: int) -> None:
+        self._look(quiet=True)
+        self._worked = 0.0
+        complete = self._total - len(self._open)
+        if complete:
+            self._say(f"{complete} of {self._total} jobs are complete already")
+        if to_run:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(1.0):
+            self._look()
+
+    def _look(self, quiet: bool = False) -> None:
+        for job in list(self._open):
+            result = job.result
+            if not result:
+                continue
+            self._open.remove(job)
+            seconds = sum((result.get("time") or {}).values())
+            self._worked += seconds
+            for key in self._keys(job):
+                self._times.setdefault(key, []).append(seconds)
+            if not quiet:
+                self._say(
+                    f"[{self._total - len(self._open)} of {self._total}] {job.name}: "
+                    f"{result['accuracy']:.2f} % ({_clock(seconds)}{self._left()})"
+                )
+
+    @staticmethod
+    def _keys(job: Job) -> list[tuple]:
+        trainer = job.flags[job.flags.index("--trainer") + 1] if "--trainer" in job.flags else ""
+        kind = "--eval-only" in job.flags
+        return [(trainer, kind), (kind,), ()]
+
+    def _left(self) -> str:
+        if not self._open or not self._worked:
+            return ""
+        work = sum(
+            statistics.fmean(
+                next(self._times[key] for key in self._keys(job) if key in self._times)
+            )
+            for job in self._open
+        )
+        pace = self._worked / (time.monotonic() - self._started)
+        return f"; about {_clock(work / pace)} left"
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
