@@ -55,7 +55,7 @@ def test_a_living_process_keeps_others_out(tmp_path, other):
     told = "an unknown process.*remove"
     with pytest.raises(Busy, match=told), folder_lock(tmp_path / "out"):
         pass
-    assert e.value.passing
+    assert caught.value.passing
     assert f"process {other.pid}" in holder(tmp_path / "out")
     other.stdin.close()
     other.wait(10)
