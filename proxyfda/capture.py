@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from functools import partial
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +39,32 @@ def _backward_pass() -> int:
     return -1
 
 
+def _autocast(device: str) -> Callable[[], ContextManager]:
+    """Gives contexts with the autocast setting that holds now."""
+    if hasattr(torch, "get_autocast_dtype"):
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    elif device == "cpu":
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return partial(torch.autocast, device, dtype=dtype) if enabled else nullcontext
+
+
 @dataclass
 class Call:
-    """One forward call of an encoder: what went in first, the features that came out, and whether
-    they carried gradient then."""
+    """One forward call of an encoder.
+
+    Attributes:
+        inputs: its first argument.
+        output: the features.
+        tuned: whether they carried gradient when they came out.
+        precision: gives the autocast context that the call ran in.
+    """
 
     inputs: Any
     output: Tensor
     tuned: bool
+    precision: Callable[[], ContextManager]
 
 
 _REENTRANT = (
@@ -121,7 +140,9 @@ class FeatureCapture:
                 if self._again[name, backward] > sum(call.tuned for call in calls):
                     raise RuntimeError(_REENTRANT.format(name))
                 return
-            calls.append(Call(inputs[0] if inputs else None, features, features.requires_grad))
+            images = inputs[0] if inputs else None
+            precision = _autocast(features.device.type)
+            calls.append(Call(images, features, features.requires_grad, precision))
             if features.requires_grad:
                 features.register_hook(self._join(features))
 

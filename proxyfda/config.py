@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Tuple
 
@@ -46,6 +48,8 @@ class ProxyFDAConfig:
         proxy_ratio: proxies per set member (s of the paper).
         alpha: weight of the variance term in L_proxy.
         generator_lr: learning rate of the proxy generator (Adam).
+        template: hand-written prompt of the text anchors, with ``{}`` for the class name. Empty:
+            the dataset's own (see :func:`proxyfda.frozen.find_template`).
     """
 
     enabled: bool = True
@@ -64,6 +68,7 @@ class ProxyFDAConfig:
     proxy_ratio: float = 0.4
     alpha: float = 1.0
     generator_lr: float = 1e-3
+    template: str = ""
 
     def __post_init__(self) -> None:
         from proxyfda.fda import FORMS
@@ -122,6 +127,8 @@ class ProxyFDAConfig:
             raise _error(
                 "PROXY_RATIO", self.proxy_ratio, "use a number above 0 and up to 4 (paper: 0.4)"
             )
+        if self.template and "{}" not in self.template:
+            raise _error("TEMPLATE", self.template, "put {} where the class name belongs")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise _error("ALPHA", self.alpha, "use a finite number of at least 0")
 
@@ -150,11 +157,36 @@ class ProxyFDAConfig:
         return cls(**values)
 
 
+def _take_whole_numbers() -> None:
+    """Let yacs take ``WEIGHT 3`` and ``SPACES text,cross`` for the options of our node alone.
+
+    yacs refuses an int where the default is a float, and has no hook for that but the function
+    which checks types.
+    """
+    yacs = sys.modules.get("yacs.config")
+    check = getattr(yacs, "_check_and_coerce_cfg_value_type", None)
+    if check is None or hasattr(check, "proxyfda"):
+        return
+
+    @functools.wraps(check)
+    def lenient(replacement: Any, original: Any, key: str, full_key: str) -> Any:
+        if "PROXYFDA." in full_key:
+            if isinstance(original, float) and type(replacement) is int:
+                replacement = float(replacement)
+            elif isinstance(original, tuple) and isinstance(replacement, str):
+                replacement = tuple(part.strip() for part in replacement.split(",") if part)
+        return check(replacement, original, key, full_key)
+
+    lenient.proxyfda = True
+    yacs._check_and_coerce_cfg_value_type = lenient
+
+
 def extend_cfg(cfg: Any) -> None:
     """Add ``TRAINER.PROXYFDA`` with the defaults of :class:`ProxyFDAConfig` to a yacs config.
 
     Call it inside your own ``extend_cfg``; a second call changes nothing.
     """
+    _take_whole_numbers()
     if "PROXYFDA" in cfg.TRAINER:
         return
     node = type(cfg)()

@@ -1,15 +1,17 @@
 """The plugin: adds the (Proxy-)FDA term to any Dassl-style CLIP trainer.
 
-``class ProxyFDACoOp(ProxyFDAMixin, CoOp)`` or ``make_trainer(CoOp, "proxy_fda")``. The host is not
-changed: its features are captured by hooks and the gradient of λ L is joined to its own backward
-pass (:mod:`proxyfda.capture`), its checkpoints stay what they were.
+``proxyfda.register()``, or by hand ``class ProxyFDACoOp(ProxyFDAMixin, CoOp)`` or
+``make_trainer(CoOp, "proxy_fda")``. The host is not changed: its features are captured by hooks and
+the gradient of λ L is joined to its own backward pass (:mod:`proxyfda.capture`), frozen features
+come from its own weights (:mod:`proxyfda.frozen`), its checkpoints stay what they were.
 """
 
 from __future__ import annotations
 
 import os
 import os.path as osp
-from typing import Any, Dict, List, Optional, Tuple
+import sys
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from proxyfda.capture import Captured, FeatureCapture
 from proxyfda.config import ProxyFDAConfig
 from proxyfda.fda import NeighbourGraph, fda_loss, pointwise_loss
+from proxyfda.frozen import FrozenCLIP, find_template, find_tokenize, watch_embeddings
 from proxyfda.proxies import ProxyGenerator, proxy_fda_loss
 from proxyfda.sampler import ClassBalancedBatchSampler, class_similarity
 
@@ -25,36 +28,43 @@ _PREFIX = {"fda": "FDA", "proxy_fda": "ProxyFDA"}
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel`` and the like.
+    """The module inside ``DataParallel`` and other wrappers.
 
     Raises:
         RuntimeError: with more than one device, whose replicas no hook on the original sees.
     """
-    devices = getattr(model, "device_ids", None)
-    if devices and len(devices) > 1:
-        raise RuntimeError(
-            f"Proxy-FDA needs all features of a batch on one device, but the model is spread over "
-            f"{len(devices)}; make one visible, for example with CUDA_VISIBLE_DEVICES=0"
-        )
-    return model.module if hasattr(model, "module") else model
+    for module in model.modules():
+        devices = getattr(module, "device_ids", None)
+        if devices and len(devices) > 1:
+            raise RuntimeError(
+                "Proxy-FDA needs all features of a batch on one device, but the model is spread "
+                f"over {len(devices)}; make one visible, for example with CUDA_VISIBLE_DEVICES=0"
+            )
+    while True:
+        inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 class ProxyFDAMixin:
     """Put before a trainer: ``class ProxyFDACoOp(ProxyFDAMixin, CoOp)``.
 
     The host needs what the prompt-tuning family has: ``self.model`` with the encoders named in
-    ``fda_modules``, ``self.cfg``, ``self.device``, a ``forward_backward(batch)`` that runs the
-    backward pass, and Dassl's hooks. Options are read from ``cfg.TRAINER.PROXYFDA``
+    ``fda_modules``, ``self.cfg``, ``self.device``, ``self.dm``, a ``forward_backward(batch)`` that
+    runs the backward pass, and Dassl's hooks. Options are read from ``cfg.TRAINER.PROXYFDA``
     (:class:`proxyfda.config.ProxyFDAConfig`).
 
-    A host may offer ``frozen_text_features() -> [C, d]`` (the dataset's hand-written prompt, one
-    row per class in label order) and ``frozen_image_features(images) -> [B, d]``; the anchors of
-    spaces that need them come from there. Where the image encoder is frozen, its features are
-    their own anchors and no second forward runs.
+    Anchors: where the image encoder is frozen, its features are their own and no second forward
+    runs. Otherwise they are rebuilt from the host's own weights (:mod:`proxyfda.frozen`), unless
+    the host offers ``frozen_text_features() -> [C, d]`` (hand-written prompts, one row per class in
+    label order) or ``frozen_image_features(images) -> [B, d]`` (given what its image encoder was
+    given).
 
     Attributes:
         fda_mode: mode where ``TRAINER.PROXYFDA.MODE`` is empty.
-        fda_modules: dotted names below the model of the image and the text encoder.
+        fda_modules: names of the image and the text encoder, dotted from the model down; a name
+            may also stand deeper if it is the only one of its kind.
     """
 
     fda_mode = "proxy_fda"
@@ -62,6 +72,7 @@ class ProxyFDAMixin:
 
     _fda: Optional[FeatureAlignment] = None
     _fda_capture: Optional[FeatureCapture] = None
+    _fda_clip: Optional[FrozenCLIP] = None
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -70,32 +81,89 @@ class ProxyFDAMixin:
         ProxyFDAConfig.from_cfg(cfg)
 
     def build_model(self) -> None:
-        super().build_model()
         settings = ProxyFDAConfig.from_cfg(self.cfg)
         if not settings.active:
-            return
-        if (settings.mode or self.fda_mode) != "sampler":
+            return super().build_model()
+        with watch_embeddings() as embeddings:
+            super().build_model()
+        mode = settings.mode or self.fda_mode
+        if mode != "sampler" or settings.mining:
+            encoders = self._fda_encoders()
+            self._fda_clip = self._fda_frozen_clip(encoders, embeddings, settings.template)
+        if mode != "sampler":
             self._fda = FeatureAlignment(
-                settings, settings.mode or self.fda_mode, self, self.device, max(self.cfg.SEED, 0)
+                settings,
+                mode,
+                self._fda_frozen("text"),
+                self._fda_frozen("image"),
+                self.device,
+                max(self.cfg.SEED, 0),
             )
-            model = _unwrap(self.model)
-            encoders = {
-                name: self._fda_module(model, path) for name, path in self.fda_modules.items()
-            }
             self._fda_capture = FeatureCapture(encoders, self._fda.gradients)
         if settings.m:
             self._fda_replace_batches(settings)
 
-    @staticmethod
-    def _fda_module(model: nn.Module, path: str) -> nn.Module:
-        modules = dict(model.named_modules())
-        if path not in modules:
-            near = ", ".join(name for name, _ in model.named_children())
+    def _fda_encoders(self) -> Dict[str, nn.Module]:
+        """The modules of ``fda_modules``.
+
+        Raises:
+            AttributeError: the trainer has no model, or the model no such module.
+        """
+        if not isinstance(getattr(self, "model", None), nn.Module):
             raise AttributeError(
-                f"the model has no module {path!r} to capture features from (it has: {near}); set "
-                "fda_modules on the trainer class"
+                f"{type(self).__name__} has no self.model that is trained, so there is nothing "
+                "for Proxy-FDA to act on"
             )
-        return modules[path]
+        model = _unwrap(self.model)
+        modules = dict(model.named_modules())
+        encoders = {}
+        for name, path in self.fda_modules.items():
+            found = [key for key in modules if f".{key}".endswith(f".{path}")]
+            if path not in modules and len(found) != 1:
+                near = ", ".join(found) or ", ".join(key for key, _ in model.named_children())
+                raise AttributeError(
+                    f"the model has no module {path!r} to capture features from (it has: {near}); "
+                    "set fda_modules on the trainer class, or give modules to proxyfda.register"
+                )
+            encoders[name] = modules[path if path in modules else found[0]]
+        return encoders
+
+    def _fda_frozen_clip(
+        self, encoders: Dict[str, nn.Module], embeddings: List[nn.Embedding], template: str
+    ) -> Optional[FrozenCLIP]:
+        """The source of the anchors that the host does not offer itself.
+
+        Raises:
+            ValueError: a template where the host has anchors of its own.
+        """
+        own = [side for side in ("text", "image") if hasattr(self, f"frozen_{side}_features")]
+        if template and "text" in own:
+            raise ValueError(
+                f"TRAINER.PROXYFDA.TEMPLATE is {template!r}, but {type(self).__name__} makes its "
+                "own frozen_text_features; leave TEMPLATE empty"
+            )
+        if len(own) == 2:
+            return None
+        template = template or find_template(type(self), self.dm.dataset, self.cfg.DATASET.NAME)
+        names = [name.replace("_", " ") for name in self.dm.dataset.classnames]
+        texts = [template.format(name) for name in names]
+        clip = FrozenCLIP(
+            encoders["image_encoder"],
+            encoders["text_encoder"],
+            embeddings,
+            find_tokenize(type(self)),
+            texts,
+        )
+        print(
+            "Proxy-FDA: frozen features from the model's own weights without prompts, for texts "
+            f'like "{texts[0]}"'
+        )
+        return clip
+
+    def _fda_frozen(self, side: str) -> Callable[..., Tensor]:
+        """What gives the frozen features of a side: the host, or its weights."""
+        own = getattr(self, f"frozen_{side}_features", None)
+        return own or getattr(self._fda_clip, f"{side}_features")
 
     def _fda_replace_batches(self, settings: ProxyFDAConfig) -> None:
         loader = self.train_loader_x
@@ -125,7 +193,7 @@ class ProxyFDAMixin:
     @torch.no_grad()
     def _fda_class_similarity(self, loader: Any, labels: List[int]) -> Tensor:
         """Cosine similarities between the mean frozen image features of the classes, [C, C]."""
-        encode = _frozen(self, "frozen_image_features", "hard class mining compares")
+        encode = self._fda_frozen("image")
         dataset = type(loader.dataset)(
             self.cfg, loader.dataset.data_source, transform=self.test_loader.dataset.transform
         )
@@ -194,35 +262,33 @@ class ProxyFDAMixin:
         return start_epoch
 
 
-def _frozen(trainer: Any, name: str, what: str) -> Any:
-    if not hasattr(trainer, name):
-        raise AttributeError(
-            f"{what} with frozen CLIP features, and {type(trainer).__name__} has no {name}; "
-            "give the trainer that method (see ProxyFDAMixin)"
-        )
-    return getattr(trainer, name)
-
-
 class FeatureAlignment:
     """Computes the term and its gradients from the captured features of one step.
 
     Args:
         settings: the options.
         mode: ``"fda"``, ``"proxy_fda"`` or ``"pointwise"``.
-        host: gives ``frozen_text_features()`` and ``frozen_image_features(images)``.
+        frozen_text: () -> [C, d], features of the classes' hand-written prompts in label order.
+        frozen_image: images [B, 3, H, W] -> [B, d].
         device: where the generators live.
         seed: of the generators' initial weights; the global random stream is left alone.
     """
 
     def __init__(
-        self, settings: ProxyFDAConfig, mode: str, host: Any, device: torch.device, seed: int
+        self,
+        settings: ProxyFDAConfig,
+        mode: str,
+        frozen_text: Callable[[], Tensor],
+        frozen_image: Callable[[Tensor], Tensor],
+        device: torch.device,
+        seed: int,
     ) -> None:
         self.settings = settings
         self.mode = mode
         self.generators: Dict[str, ProxyGenerator] = {}
         self._optimisers: Dict[str, torch.optim.Optimizer] = {}
         self._pending: Dict[str, Any] = {}
-        self._host = host
+        self._frozen_text, self._frozen_image = frozen_text, frozen_image
         self._device = device
         self._seed = seed
         self._text_anchors: Optional[Tensor] = None
@@ -239,9 +305,8 @@ class FeatureAlignment:
     def text_anchors(self) -> Tensor:
         """Frozen class text features of the hand-written prompt, [C, d], computed once."""
         if self._text_anchors is None:
-            encode = _frozen(self._host, "frozen_text_features", "spaces text and cross compare")
             with torch.no_grad():
-                self._text_anchors = encode().detach().float()
+                self._text_anchors = self._frozen_text().detach().float()
         return self._text_anchors
 
     def _image_anchors(self, captured: Captured) -> Tensor:
@@ -249,14 +314,11 @@ class FeatureAlignment:
         if not captured.tuned("image_encoder"):
             return torch.cat([leaf.detach() for leaf in captured.leaves["image_encoder"]])
         if self._anchors is None:
-            encode = _frozen(
-                self._host, "frozen_image_features", "a tuned image encoder is compared"
-            )
             found: Dict[int, Tensor] = {}
-            with torch.no_grad():
-                for call in captured.calls["image_encoder"]:
-                    if id(call.inputs) not in found:
-                        found[id(call.inputs)] = encode(call.inputs).detach().float()
+            for call in captured.calls["image_encoder"]:
+                if id(call.inputs) not in found:
+                    with torch.no_grad(), call.precision():
+                        found[id(call.inputs)] = self._frozen_image(call.inputs).detach().float()
             self._anchors = torch.cat(
                 [found[id(call.inputs)] for call in captured.calls["image_encoder"]]
             )
@@ -400,45 +462,89 @@ class FeatureAlignment:
                 self._optimisers[space].load_state_dict(state[space]["optimiser"])
 
 
-def make_trainer(host: type, mode: str = "proxy_fda") -> type:
+def make_trainer(
+    host: type,
+    mode: str = "proxy_fda",
+    *,
+    modules: Optional[Dict[str, str]] = None,
+    frozen_text_features: Optional[Callable[[Any], Tensor]] = None,
+    frozen_image_features: Optional[Callable[[Any, Tensor], Tensor]] = None,
+) -> type:
     """``FDA<Host>`` or ``ProxyFDA<Host>``: ``host`` with the term added.
 
+    Args:
+        host: a trainer class.
+        mode: ``"fda"`` or ``"proxy_fda"``.
+        modules: where the host calls its encoders differently, see ``ProxyFDAMixin.fda_modules``;
+            any of ``image_encoder`` and ``text_encoder``.
+        frozen_text_features: (trainer) -> [C, d], in place of what would be rebuilt.
+        frozen_image_features: (trainer, images) -> [B, d], likewise.
+
     Raises:
-        ValueError: for a mode other than ``"fda"`` and ``"proxy_fda"``.
+        ValueError: for another mode, or another key in ``modules``.
     """
     if mode not in _PREFIX:
         raise ValueError(f"mode is {mode!r}; use one of {', '.join(_PREFIX)}")
-    name = _PREFIX[mode] + host.__name__
-    doc = f":class:`{host.__name__}` with the {_PREFIX[mode]} term (see :class:`ProxyFDAMixin`)."
-    return type(
-        name,
-        (ProxyFDAMixin, host),
-        {"fda_mode": mode, "__doc__": doc, "__module__": host.__module__},
-    )
+    names = ProxyFDAMixin.fda_modules
+    for key in modules or {}:
+        if key not in names:
+            raise ValueError(f"modules has the key {key!r}; use any of {', '.join(names)}")
+    members: Dict[str, Any] = {
+        "fda_mode": mode,
+        "fda_modules": {**names, **(modules or {})},
+        "__doc__": f":class:`{host.__name__}` with the {_PREFIX[mode]} term "
+        "(see :class:`ProxyFDAMixin`).",
+        "__module__": host.__module__,
+    }
+    if frozen_text_features is not None:
+        members["frozen_text_features"] = lambda self: frozen_text_features(self)
+    if frozen_image_features is not None:
+        members["frozen_image_features"] = lambda self, images: frozen_image_features(self, images)
+    return type(_PREFIX[mode] + host.__name__, (ProxyFDAMixin, host), members)
 
 
-def register(*hosts: type) -> List[str]:
+def _registry() -> Any:
+    """The trainer registry in use: that of :mod:`proxyfda.dassl` where it was imported, else the
+    one of an installed Dassl as it is, else the embedded engine's."""
+    if "proxyfda.dassl" not in sys.modules:
+        try:
+            from dassl.engine import TRAINER_REGISTRY
+
+            return TRAINER_REGISTRY
+        except ImportError:
+            pass
+    from proxyfda.dassl import TRAINER_REGISTRY
+
+    return TRAINER_REGISTRY
+
+
+def register(*hosts: type, **options: Any) -> List[str]:
     """Register ``FDA<Name>`` and ``ProxyFDA<Name>`` with Dassl's trainer registry.
 
     Call it after your trainers are imported.
 
     Args:
-        hosts: trainer classes; without any, all that are registered now.
+        hosts: trainer classes; without any, all that are registered now except Dassl's own, which
+            have no CLIP.
+        options: see :func:`make_trainer`.
 
     Returns:
         The names that were added. Names that exist already are left alone.
     """
-    from proxyfda.dassl import TRAINER_REGISTRY
-
+    registry = _registry()
+    known = set(registry.registered_names())
     if not hosts:
-        hosts = tuple(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names())
-        hosts = tuple(host for host in hosts if not issubclass(host, ProxyFDAMixin))
-    known = set(TRAINER_REGISTRY.registered_names())
+        hosts = tuple(map(registry.get, registry.registered_names()))
+        hosts = tuple(
+            host
+            for host in hosts
+            if not issubclass(host, ProxyFDAMixin) and host.__module__.split(".")[0] != "dassl"
+        )
     added = []
     for host in hosts:
         for mode in _PREFIX:
-            trainer = make_trainer(host, mode)
+            trainer = make_trainer(host, mode, **options)
             if trainer.__name__ not in known:
-                TRAINER_REGISTRY.register()(trainer)
+                registry.register()(trainer)
                 added.append(trainer.__name__)
     return added

@@ -230,15 +230,6 @@ def test_bad_options_are_refused_by_name(options, message):
         make_trainer(hosts.CoOpLike)(hosts.make_cfg(**options))
 
 
-def test_a_host_without_frozen_features_is_told_what_is_missing():
-    class Bare(hosts.Host):
-        frozen_text_features = property()
-
-    trainer = make_trainer(Bare, "fda")(hosts.make_cfg(M=0, N=0, SPACES=("text",)))
-    with pytest.raises(AttributeError, match="frozen_text_features"):
-        trainer.forward_backward(hosts.make_batch())
-
-
 def test_an_infinite_term_stops_with_epoch_batch_and_name():
     trainer = make_trainer(hosts.CoOpLike, "fda")(hosts.make_cfg(M=0, N=0, K=3, SPACES=("cross",)))
     trainer.epoch, trainer.batch_idx = 2, 4
