@@ -53,7 +53,7 @@ def test_a_lock_is_there_inside_and_gone_outside(tmp_path):
 
 def test_a_living_process_keeps_others_out(tmp_path, other):
     told = "an unknown process.*remove"
-    with pytest.raises(Busy, match=told), folder_lock(tmp_path / "out"):
+    with pytest.raises(Busy, match=told) as caught, folder_lock(tmp_path / "out"):
         pass
     assert caught.value.passing
     assert f"process {other.pid}" in holder(tmp_path / "out")
