@@ -53,6 +53,7 @@ class PromptLearner(nn.Module):
     ``text_prompts`` and, where the image side is prompted too, ``image_prompts``.
 
     Attributes:
+        shared_tokens: number of leading tokens that the prompts of all classes have in common.
         upstream: pairs of patterns, a learnable's name here and in upstream's checkpoints of the
             whole model; ``{}`` stands for anything, and the first that fits counts.
         prompt_sets: first parts of the names of prompts that belong together -> the options that
@@ -60,6 +61,7 @@ class PromptLearner(nn.Module):
     """
 
     tokenized_prompts: Tensor
+    shared_tokens: int = 0
     upstream: Sequence[tuple[str, str]] = (("{}", "prompt_learner.{}"),)
     prompt_sets: dict[tuple[str, ...], tuple[str, str]] = {}
 
@@ -101,8 +103,9 @@ class PromptedCLIP(nn.Module):
 
     def encode_text(self) -> Tensor:
         """Features [n, d] of the class prompts, not normalised."""
-        prompts, deep = self.prompt_learner.text_prompts()
-        return self.text_encoder(prompts, self.prompt_learner.tokenized_prompts, deep)
+        learner = self.prompt_learner
+        prompts, deep = learner.text_prompts()
+        return self.text_encoder(prompts, learner.tokenized_prompts, deep, learner.shared_tokens)
 
     def text_features(self) -> Tensor:
         """``encode_text``; without gradients computed once per state of the prompt learner."""

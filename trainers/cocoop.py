@@ -106,7 +106,8 @@ class ConditionalCLIP(PromptedCLIP):
         """Contexts [b, n_ctx, w] to features [b * n, d] of the classes, image after image."""
         learner = self.prompt_learner
         prompts = learner.class_prompts(contexts.unsqueeze(1))[:, classes]
-        return (encoder or self.text_encoder)(prompts, learner.tokenized_prompts[classes])
+        tokens, shared = learner.tokenized_prompts[classes], learner.shared_tokens
+        return (encoder or self.text_encoder)(prompts, tokens, shared=shared)
 
     def cut(self) -> tuple[int, list[slice]]:
         """How a batch is cut: images in one piece, and the classes of each piece (more than one

@@ -59,6 +59,10 @@ class ContextLearner(PromptLearner):
     def tokenized_prompts(self) -> Tensor:
         return self.class_prompts.tokenized_prompts
 
+    @property
+    def shared_tokens(self) -> int:
+        return self.class_prompts.shared_tokens(self.ctx)
+
     def text_prompts(self):
         return self.class_prompts(self.ctx), ()
 

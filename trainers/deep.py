@@ -56,6 +56,10 @@ class DeepPromptLearner(PromptLearner):
     def tokenized_prompts(self) -> Tensor:
         return self.class_prompts.tokenized_prompts
 
+    @property
+    def shared_tokens(self) -> int:
+        return self.class_prompts.shared_tokens(self.ctx)
+
 
 class DeepPromptTrainer(PromptTrainer):
     """Checks of the options for prompts in both encoders.

@@ -10,11 +10,13 @@ blocks 1..d-1 (counting from 0), where they take the place of what the previous 
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from proxyfda.clip.tree import PromptTree, common_prefix, takes_trees
 
 
 class FrozenEncoder(nn.Module):
@@ -39,28 +41,32 @@ def expand_prompts(prompts: Tensor, like: Tensor) -> Tensor:
 def run_blocks(
     transformer: nn.Module,
     x: Tensor,
-    attn_mask: Tensor | None,
+    run: Callable[[nn.Module, Tensor], Tensor],
     deep_prompts: Sequence[Tensor],
-    replace,
+    replace: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Run x [n, L, w] through the blocks; before block j+1, ``x = replace(x, deep_prompts[j])``."""
+    """``x = run(block, x)`` for all blocks; before block j+1, ``replace(x, deep_prompts[j])``."""
     blocks = transformer.resblocks
     if len(deep_prompts) >= len(blocks):
         raise ValueError(
             f"prompt depth {len(deep_prompts) + 1} exceeds the {len(blocks)} layers of the "
             f"encoder; set it to at most {len(blocks)}."
         )
-    batch_first = getattr(transformer, "batch_first", False)
     for index, block in enumerate(blocks):
         if 0 < index <= len(deep_prompts):
             x = replace(x, deep_prompts[index - 1])
-        y = x if batch_first else x.transpose(0, 1)
         if transformer.grad_checkpointing and torch.is_grad_enabled():
-            y = checkpoint(block, y, attn_mask=attn_mask, use_reentrant=False)
+            x = checkpoint(run, block, x, use_reentrant=False)
         else:
-            y = block(y, attn_mask=attn_mask)
-        x = y if batch_first else y.transpose(0, 1)
+            x = run(block, x)
     return x
+
+
+def whole_sequences(transformer: nn.Module, attn_mask: Tensor | None = None):
+    """``run`` of :func:`run_blocks` for x [n, L, w]."""
+    if getattr(transformer, "batch_first", False):
+        return lambda block, x: block(x, attn_mask=attn_mask)
+    return lambda block, x: block(x.transpose(0, 1), attn_mask=attn_mask).transpose(0, 1)
 
 
 class TextEncoder(FrozenEncoder):
@@ -128,6 +134,7 @@ class TextEncoder(FrozenEncoder):
         prompts: Tensor,
         tokenized_prompts: Tensor,
         deep_prompts: Sequence[Tensor] | None = None,
+        shared: int = 0,
     ) -> Tensor:
         """Text features, not normalised.
 
@@ -139,23 +146,25 @@ class TextEncoder(FrozenEncoder):
                 attention is causal; L may be that short already.
             deep_prompts: entry j, [t, w] or [n, t, w], takes positions 1..t at the input of
                 block j+1.
+            shared: number of leading tokens that the n texts (of a set) have in common, embedding
+                for embedding. They are computed once, and so is nothing behind a text's end; the
+                features stay the same. 0 computes every text by itself.
 
         Returns:
             [n, d] features; [s * n, d], one set after the other, for s sets.
         """
         ends = self.eot_positions(tokenized_prompts).to(prompts.device)
         length = int(ends.max()) + 1
-        if prompts.dim() == 4:
-            ends = ends.repeat(prompts.shape[0])
-            prompts = prompts.flatten(0, 1)
-        if prompts.shape[1] < length:
+        if prompts.shape[-2] < length:
             raise ValueError(
-                f"prompts of {prompts.shape[1]} tokens are shorter than their text, which ends at "
+                f"prompts of {prompts.shape[-2]} tokens are shorter than their text, which ends at "
                 f"token {length}; give the embeddings of the whole text."
             )
+        if not 0 <= shared < length:
+            raise ValueError(f"{shared} shared tokens leave nothing of texts of {length} tokens.")
         deep_prompts = deep_prompts or ()
-        x = prompts[:, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
-        mask = self.attn_mask[:length, :length]
+        sets = prompts if prompts.dim() == 4 else prompts.unsqueeze(0)
+        x = sets[:, :, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
 
         def replace(x: Tensor, new: Tensor) -> Tensor:
             new = expand_prompts(new, x)
@@ -166,9 +175,17 @@ class TextEncoder(FrozenEncoder):
                 )
             return torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
 
-        x = run_blocks(self.transformer, x, mask, deep_prompts, replace)
+        in_common = all(new.dim() == 2 and new.shape[0] < shared for new in deep_prompts)
+        if shared and in_common and takes_trees(self.transformer):
+            tree = PromptTree(shared, ends)
+            x = run_blocks(self.transformer, tree.pack(x), tree.block, deep_prompts, replace)
+            x = x.index_select(1, tree.ends)
+        else:
+            run = whole_sequences(self.transformer, self.attn_mask[:length, :length])
+            x = run_blocks(self.transformer, x.flatten(0, 1), run, deep_prompts, replace)
+            x = x[torch.arange(len(x), device=x.device), ends.repeat(len(sets))]
         # LayerNorm acts on each token alone: only the one that is read needs it
-        x = self.ln_final(x[torch.arange(x.shape[0], device=x.device), ends])
+        x = self.ln_final(x.view(-1, x.shape[-1]))
         if isinstance(self.text_projection, nn.Linear):
             return self.text_projection(x)
         return x if self.text_projection is None else x @ self.text_projection
@@ -179,8 +196,12 @@ class TextEncoder(FrozenEncoder):
 
         Hooks on this module do not see them: they are for the features of the prompts at work.
         """
-        parts = self.tokenize(texts).split(chunk)
-        return torch.cat([self.forward(self.embed(tokens), tokens) for tokens in parts])
+        tokens = self.tokenize(texts)
+        shared = common_prefix(tokens, self.eot_positions(tokens))
+        parts = [
+            self.forward(self.embed(part), part, shared=shared) for part in tokens.split(chunk)
+        ]
+        return torch.cat(parts)
 
 
 class ImageEncoder(FrozenEncoder):
@@ -249,7 +270,8 @@ class ImageEncoder(FrozenEncoder):
 
         if prompts is not None:
             x = replace(x, prompts)
-        x = run_blocks(visual.transformer, visual.ln_pre(x), None, deep_prompts, replace)
+        run = whole_sequences(visual.transformer)
+        x = run_blocks(visual.transformer, visual.ln_pre(x), run, deep_prompts, replace)
         # The prompts are not among the tokens that are pooled.
         pooled, _ = visual._pool(x[:, :n])
         return pooled if visual.proj is None else pooled @ visual.proj

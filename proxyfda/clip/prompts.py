@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from proxyfda.clip.encoders import TextEncoder
+from proxyfda.clip.tree import common_prefix
 
 POSITIONS = ("end", "middle", "front")
 
@@ -63,6 +64,17 @@ class ClassPrompts(nn.Module):
             before = {"middle": n_ctx // 2, "front": 0}[position]
             order = torch.stack([self._order(length, n_ctx, int(e) - 1, before) for e in ends])
         self.register_buffer("order", order, persistent=False)
+        # One context for all: its tokens agree, whatever ids hold their places.
+        agreed = tokens.clone()
+        agreed[:, 1 : 1 + n_ctx] = -1
+        if order is not None:
+            agreed = agreed[:, :length].gather(1, order.to(agreed.device))
+        self._shared = common_prefix(agreed, text_encoder.eot_positions(tokens))
+
+    def shared_tokens(self, context: Tensor) -> int:
+        """How many leading tokens the prompts of all classes have in common, for a context as in
+        ``forward``: at least the start of text."""
+        return self._shared if context.dim() == 2 or context.shape[-3] == 1 else 1
 
     @staticmethod
     def _order(length: int, n_ctx: int, name_length: int, before: int) -> Tensor:
@@ -72,7 +84,8 @@ class ClassPrompts(nn.Module):
         return torch.cat([start, context[:before], name, context[before:], rest])
 
     def forward(self, context: Tensor) -> Tensor:
-        """Put context [n_ctx, w], or [..., n, n_ctx, w] per class, into the prompts.
+        """Put context [n_ctx, w], or [..., n, n_ctx, w] per class, into the prompts; [..., 1,
+        n_ctx, w] is one for all classes again.
 
         Returns:
             [..., n, L, w] in the dtype of the context (leading dimensions as given, for example

@@ -109,13 +109,66 @@ def test_text_cut_at_its_end_equals_all_positions(any_clip, clip, deep):
 
 
 def test_only_the_positions_up_to_the_longest_end_are_computed(clip):
-    seen = []
-    hook = clip.transformer.resblocks[0].register_forward_hook(
-        lambda module, args, output: seen.append(output.shape[1])
+    seen, encoder = [], TextEncoder(clip)
+    tokens = clip.tokenizer(["a cat", "a dog", "a cat or a dog"])
+    hook = clip.transformer.resblocks[0].mlp.register_forward_hook(
+        lambda module, args, output: seen.append(tuple(output.shape[:2]))
     )
-    TextEncoder(clip).encode(["a cat", "a dog"])
+    for shared in (0, 1, 2):
+        encoder(encoder.embed(tokens), tokens, shared=shared)
+    encoder.encode(["a cat", "a dog", "a cat or a dog"])
     hook.remove()
-    assert seen == [4]
+    assert seen == [(3, 7), (1, 1 + 3 + 3 + 6), (1, 2 + 2 + 2 + 5), (1, 2 + 2 + 2 + 5)]
+
+
+def test_third_party_blocks_are_run_as_they_are(clip, monkeypatch):
+    """A prefix is only shared in blocks whose inside is known."""
+    encoder, tokens = TextEncoder(clip), clip.tokenizer(TEXTS)
+    plain = encoder(encoder.embed(tokens), tokens)
+
+    class Other(open_clip.transformer.ResidualAttentionBlock):
+        def forward(self, x, **options):
+            return 2 * super().forward(x, **options)
+
+    monkeypatch.setattr(clip.transformer.resblocks[1], "__class__", Other)
+    other = encoder(encoder.embed(tokens), tokens)
+    assert not torch.allclose(other, plain)
+    assert torch.equal(encoder(encoder.embed(tokens), tokens, shared=1), other)
+
+
+COMMON = ["a photo of a cat.", "a photo of a dog", "a photo of a very old windsor chair"]
+
+
+@pytest.mark.parametrize("deep", [d for d in DEEP.values() if all(len(p.shape) == 2 for p in d)],
+                         ids=[k for k in DEEP if "per sample" not in k])  # fmt: skip
+@pytest.mark.parametrize("texts", [COMMON, COMMON[:1], COMMON[:1] * 2], ids=["unequal lengths",
+                         "one text", "equal texts"])  # fmt: skip
+@pytest.mark.parametrize("shared", [1, 2, 5])
+def test_shared_beginnings_change_nothing(any_clip, clip, shared, texts, deep):
+    encoder, tokens = TextEncoder(any_clip), clip.tokenizer(texts)
+    context = prompts(4, 3).requires_grad_()
+    deep = [given.clone().requires_grad_() for given in deep]
+    embedded = encoder.embed(tokens)
+    embedded = torch.cat([embedded[:, :1], context.expand(len(texts), 4, -1), embedded[:, 5:]], 1)
+    results = []
+    for given in (0, shared):
+        features = encoder(embedded, tokens, deep, given)
+        loss = (features * prompts(len(texts), 8, width=32)).sum()
+        results.append([features, *torch.autograd.grad(loss, [context, *deep])])
+    for ours, expected in zip(results[1], results[0]):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 5])
+def test_sets_of_texts_with_a_context_each(clip, shared):
+    encoder, tokens = TextEncoder(clip), clip.tokenizer(COMMON)
+    contexts = prompts(4, 3, n=2)
+    embedded = encoder.embed(tokens).expand(2, -1, -1, -1).clone()
+    embedded[:, :, 1:5] = contexts.unsqueeze(1)
+    for deep in ([], [prompts(2, 1)]):
+        features = encoder(embedded, tokens, deep, shared)
+        expected = torch.cat([encoder(one, tokens, deep) for one in embedded])
+        torch.testing.assert_close(features, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("first", [None, prompts(2, 4), prompts(4, 4, n=3)], ids=["no first",
@@ -176,6 +229,8 @@ def test_prompts_that_do_not_fit(clip):
         text(text.embed(tokens), tokens, [prompts(4, 1)])
     with pytest.raises(ValueError, match="shorter than their text"):
         text(text.embed(tokens)[:, :2], tokens)
+    with pytest.raises(ValueError, match="4 shared tokens leave nothing of texts of 4"):
+        text(text.embed(tokens), tokens, shared=4)
     with pytest.raises(ValueError, match="has 82 tokens, the text encoder takes 77"):
         text.encode(["cat " * 80])
 
@@ -228,6 +283,38 @@ def test_contexts_per_image(clip, position):
     assert made.shape[:2] == (5, 3)
     for context, one in zip(contexts, made):
         torch.testing.assert_close(one, prompted(context))
+
+
+@pytest.mark.parametrize(
+    ("names", "position", "words", "expected"),
+    [
+        (NAMES, "end", "", 5),
+        (NAMES, "middle", "", 3),
+        (NAMES, "front", "", 1),
+        (["sea horse", "sea lion"], "end", "", 6),
+        (["sea horse", "sea lion"], "front", "", 2),
+        (NAMES, "end", "a photo of a big", 6),
+        (["cat"], "end", "", 7),
+        (["cat", "cat"], "end", "", 7),
+        (NAMES, "end", "a", 4),
+    ],
+    ids=["end", "middle", "front", "names that begin alike", "those in front", "words left over",
+         "one class", "classes alike", "context in the place of names"],
+)  # fmt: skip
+def test_what_all_prompts_have_in_common(clip, names, position, words, expected):
+    encoder = TextEncoder(clip)
+    made = ClassPrompts(encoder, names, 4, words, position)
+    context = prompts(4, 7)
+    assert made.shared_tokens(context) == made.shared_tokens(context[None, None]) == expected
+    assert made.shared_tokens(prompts(4, 7, n=len(names))) == (expected if len(names) == 1 else 1)
+    embedded = made(context)
+    assert (embedded[:, :expected] == embedded[:1, :expected]).all()
+    if len(set(names)) > 1 and words != "a":  # which ends within the context
+        assert not (embedded[:, expected] == embedded[:1, expected]).all()
+    plain, shared = (
+        encoder(embedded, made.tokenized_prompts, (), given) for given in (0, expected)
+    )
+    torch.testing.assert_close(shared, plain, rtol=1e-5, atol=2e-6)
 
 
 def test_words_of_several_tokens_stand_only_at_the_start(clip):

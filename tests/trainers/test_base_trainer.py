@@ -81,10 +81,13 @@ def test_half_precision_falls_back_on_the_cpu(prec, make_trainer, capsys):
 
 
 @pytest.mark.parametrize("prec", ["fp16", "amp"])
-def test_half_precision_is_near_fp32(prec, make_trainer, every_precision):
+@pytest.mark.parametrize("host", ["CoOp", "CoCoOp"])
+def test_half_precision_is_near_fp32(host, prec, make_trainer, every_precision):
     results = {}
     for name in ("fp32", prec):
-        trainer = make_trainer("CoOp", "TRAINER.COOP.PREC", name, output=name)
+        trainer = make_trainer(host, f"TRAINER.{host.upper()}.PREC", name, output=name)
+        if name == "amp":  # the scaler's first guess, 2^16, is for it to lower where it overflows
+            trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 9
         ctx = trainer.model.prompt_learner.ctx
         assert ctx.dtype == torch.float32

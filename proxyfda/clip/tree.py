@@ -1,0 +1,87 @@
+"""Texts with a common beginning: the tokens that they share are computed once.
+
+Attention over a text is causal, so a token's states depend on the tokens before it alone. Class
+prompts start with the same tokens (start of text, context, maybe more): these have the same states
+for every class. Drawn as a tree, they are the trunk, and what is left of each text is a branch,
+whose tokens attend to the trunk and to their own branch. Ours; the features are the same as those
+of the whole texts.
+"""
+
+from __future__ import annotations
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def common_prefix(tokens: Tensor, ends: Tensor) -> int:
+    """Number of leading tokens on which all rows of ids [n, L] agree, before any text's end [n]."""
+    agree = (tokens == tokens[:1]).all(dim=0).int().cumprod(dim=0).sum()
+    return min(int(agree), int(ends.min()))
+
+
+def takes_trees(transformer: nn.Module) -> bool:
+    """Whether all blocks are open_clip's own, whose parts :meth:`PromptTree.block` calls."""
+    return all(
+        type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention
+        for block in transformer.resblocks
+    )
+
+
+class PromptTree:
+    """Sets of n texts with P tokens in common, each set packed into one sequence [P + T, w]: the
+    trunk, then the branches one after the other, each cut at its text's end.
+
+    Args:
+        shared: P, at least 1 and before every end.
+        ends: position [n] of each text's end.
+    """
+
+    def __init__(self, shared: int, ends: Tensor):
+        lengths = ends + 1 - shared
+        self.shared, self.texts, self.longest = shared, len(ends), int(lengths.max())
+        used = torch.arange(self.longest, device=ends.device) < lengths.unsqueeze(1)
+        # where the packed tokens of the branches are among n x longest; None: everywhere
+        self.places = None if used.all() else used.flatten().nonzero().squeeze(1)
+        self.ends = shared + lengths.cumsum(0) - 1  # of the texts, in the packed sequence
+        self.causal = torch.ones_like(used[0]).expand(self.longest, -1).triu(1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Texts [s, n, L, w] as s packed sequences."""
+        branches = x[:, :, self.shared : self.shared + self.longest].flatten(1, 2)
+        if self.places is not None:
+            branches = branches.index_select(1, self.places)
+        return torch.cat([x[:, 0, : self.shared], branches], dim=1)
+
+    def attention(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values [s, P + T, 3, h, e] to the attended values [s, P + T, h * e]."""
+        s, _, _, heads, width = qkv.shape
+        trunk, branches = qkv[:, : self.shared], qkv[:, self.shared :]
+        if self.places is not None:
+            padded = qkv.new_zeros(s, self.texts * self.longest, *qkv.shape[2:])
+            branches = padded.index_copy(1, self.places, branches)
+        trunk_q, trunk_k, trunk_v = trunk.permute(2, 0, 3, 1, 4)  # each [s, h, P, e]
+        all_q, all_k, all_v = branches.permute(2, 0, 3, 1, 4)  # each [s, h, n * longest, e]
+        q, k, v = (t.unflatten(2, (self.texts, self.longest)) for t in (all_q, all_k, all_v))
+
+        scale = width**-0.5
+        far = (all_q * scale) @ trunk_k.transpose(-1, -2)
+        near = (q * scale) @ k.transpose(-1, -2)
+        near = near.masked_fill(self.causal, float("-inf"))
+        scores = torch.cat([far.unflatten(2, q.shape[2:4]), near], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+        far, near = weights.split([self.shared, self.longest], dim=-1)
+        out = far.flatten(2, 3) @ trunk_v + (near @ v).flatten(2, 3)
+        if self.places is not None:
+            out = out.index_select(2, self.places)
+        first = F.scaled_dot_product_attention(trunk_q, trunk_k, trunk_v, is_causal=True)
+        return torch.cat([first, out], dim=2).transpose(1, 2).flatten(2)
+
+    def block(self, block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+        """What the block does to the texts, on packed sequences [s, P + T, w]."""
+        attn = block.attn
+        qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+        attended = self.attention(qkv.unflatten(-1, (3, attn.num_heads, -1)))
+        x = x + block.ls_1(attn.out_proj(attended))
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
