@@ -52,7 +52,7 @@ def test_a_lock_is_there_inside_and_gone_outside(tmp_path):
 
 
 def test_a_living_process_keeps_others_out(tmp_path, other):
-    told = "an unknown process.*remove"
+    told = f"in use by process {other.pid} on .*wait for it or end it"
     with pytest.raises(Busy, match=told) as caught, folder_lock(tmp_path / "out"):
         pass
     assert caught.value.passing
