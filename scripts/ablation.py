@@ -164,6 +164,15 @@ def maple() -> dict[str, list[Setting]]:
             *(schedule(host, 48, 30, lr) for lr in (0.0035, 0.012, 0.042)),
         ],
         **deep(host),
+        "weights": [
+            *(
+                term(host, "regress", spaces, 3)
+                for spaces in ("image", "image+text", "image+text+cross")
+            ),
+            term(host, "regress", "image", 10),
+            term(host, "match", "image", 3),
+            term(host, "kl", "image", 3),
+        ],
     }
 
 
