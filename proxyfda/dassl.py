@@ -158,7 +158,7 @@ ENGINE, _names, _description = _choose()
 globals().update(_names)
 
 
-@functools.cache  # once per process
+@functools.lru_cache(maxsize=None)  # noqa: UP033  (Python 3.8); once per process
 def announce_engine():
     """Print, at the first call only, which engine is in use."""
     print(f"Engine: {_description}")

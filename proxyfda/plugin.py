@@ -390,12 +390,16 @@ class FeatureAlignment:
                 generator = ProxyGenerator(dim, ratio=self.settings.proxy_ratio)
             generator.to(self._device)
             optimiser = torch.optim.Adam(generator.parameters(), lr=self.settings.generator_lr)
-            if space in self._pending:
-                state = self._pending.pop(space)
-                generator.load_state_dict(state["generator"])
-                optimiser.load_state_dict(state["optimiser"])
             self.generators[space], self._optimisers[space] = generator, optimiser
+            if space in self._pending:
+                self._restore(space, self._pending.pop(space))
         return self.generators[space]
+
+    def _restore(self, space: str, state: Dict[str, Any]) -> None:
+        self.generators[space].load_state_dict(state["generator"])
+        optimiser = self._optimisers[space]
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
 
     def _loss(self, space: str, arguments: Dict[str, Any]) -> Tuple[Tensor, Optional[Tensor]]:
         if self.mode == "pointwise":
@@ -444,11 +448,15 @@ class FeatureAlignment:
     # -- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> Dict[str, Any]:
-        """Weights and optimiser state of each space's generator."""
+        """Weights and optimiser state of each space's generator.
+
+        Without the optimiser's options, which the config has: torch 1.13 cannot read numbers with
+        ``weights_only``.
+        """
         return {
             space: {
                 "generator": generator.state_dict(),
-                "optimiser": self._optimisers[space].state_dict(),
+                "optimiser": {"state": self._optimisers[space].state_dict()["state"]},
             }
             for space, generator in self.generators.items()
         }
@@ -456,10 +464,9 @@ class FeatureAlignment:
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Take up :meth:`state_dict`; a generator not built yet takes its state when it is."""
         self._pending = dict(state)
-        for space, generator in self.generators.items():
+        for space in self.generators:
             if space in state:
-                generator.load_state_dict(state[space]["generator"])
-                self._optimisers[space].load_state_dict(state[space]["optimiser"])
+                self._restore(space, state[space])
 
 
 def make_trainer(
