@@ -109,7 +109,7 @@ def delta_new_figure(rows):
     panels = figure.subplots(lines, 1, sharey=True, squeeze=False)[:, 0]
     for line, axes in enumerate(panels):
         here = datasets[line * per_line : (line + 1) * per_line]
-        _bars(axes, rows, here, styles, numbers=0.8 * pitch / len(styles) > 0.26)
+        _bars(axes, rows, here, styles, pitch)
         # Lines are equally long, so that all bars are equally wide.
         spare = 0.5 if len(datasets) > 1 else 1.0
         axes.set_xlim(-spare, per_line - 1 + spare)
@@ -131,8 +131,9 @@ def delta_new_figure(rows):
     return figure
 
 
-def _bars(axes, rows, datasets, styles, numbers):
+def _bars(axes, rows, datasets, styles, pitch):
     slot = 0.8 / len(styles)
+    numbers = slot * pitch > 0.26  # inches that one takes
     for i, (name, style) in enumerate(styles.items()):
         for row in (row for row in rows if row.name == name and row.dataset in datasets):
             x = datasets.index(row.dataset) + (i - (len(styles) - 1) / 2) * slot
@@ -167,7 +168,7 @@ def _bars(axes, rows, datasets, styles, numbers):
     titles = [_title(rows, dataset) for dataset in datasets]
     axes.set_xticks(range(len(datasets)), titles)
     axes.tick_params(axis="x", labelsize=9)
-    if len(datasets) > 1 and max(map(len, titles)) > 16:
+    if len(datasets) > 1 and 0.08 * max(map(len, titles)) > pitch:
         axes.tick_params(axis="x", rotation=20)
         for label in axes.get_xticklabels():
             label.set_ha("right")
@@ -479,6 +480,8 @@ def _legend(figure, handles, rows):
     title = None if all(row.complete for row in rows) else _FOOTNOTE
     longest = max(len(handle.get_label()) for handle in handles)
     per_line = max(1, int(figure.get_figwidth() / max(1.45, 0.55 + 0.085 * longest)))
+    more = -(-len(handles) // per_line) - 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * more)
     figure.legend(
         handles=handles,
         loc="outside lower center",

@@ -51,7 +51,7 @@ def strays(records):
     if not folders:
         return ""
     return (
-        f"{len(folders)} results lie in folders of no known layout and are in no table, such as "
+        f"{len(folders)} folders with results follow no known layout and are in no table, such as "
         f"{folders[0]}."
     )
 

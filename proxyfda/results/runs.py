@@ -101,7 +101,7 @@ def collect(*outputs, split="test"):
     """
     found, elsewhere = {}, {}
     for output in outputs:
-        for record, its_split in _runs(*_labelled(output)):
+        for record, its_split in _settled(list(_runs(*_labelled(output)))):
             wanted = its_split in ("", split)
             place = record.place
             for other in (found.get(place), elsewhere.get(place, [None])[0]):
@@ -132,6 +132,22 @@ def collect(*outputs, split="test"):
                 record, accuracy=None, fault=f"its result is on split {its_split}"
             )
     return [found[place] for place in sorted(found)]
+
+
+def _settled(runs):
+    """Give empty folders among the runs of another codebase to that one."""
+    logs = {r.place[:4] for r, _ in runs if r.log}
+    ours = {r.place[:4] for r, _ in runs if not r.log and not _empty(r)}
+    foreign = logs - ours
+    return [
+        (replace(r, log=True) if _empty(r) and r.place[:4] in foreign else r, split)
+        for r, split in runs
+    ]
+
+
+def _empty(record):
+    files = ("result.json", "config.yaml", "log.txt")
+    return not any(os.path.isfile(os.path.join(record.folder, name)) for name in files)
 
 
 def _labelled(output):

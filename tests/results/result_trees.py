@@ -40,3 +40,62 @@ def write_runs(root, numbers, **more):
                 for seed, accuracy in enumerate(accuracies, 1):
                     write_run(root, part, dataset, trainer, seed, accuracy, **more)
     return root
+
+
+def write_plain(root, path, accuracy, **result):
+    """The result of a run on all classes in any folder; ``cfg`` and the like in ``result``."""
+    folder = Path(root, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"accuracy": accuracy, "subsample": "all", "split": "test", **result}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+LOG = """***************
+** Arguments **
+***************
+seed: {seed}
+trainer: {trainer}
+************
+** Config **
+************
+DATASET:
+  NAME: {dataset}
+  NUM_SHOTS: {shots}
+  ROOT: /somebody's data
+  SUBSAMPLE_CLASSES: {subsample}
+MODEL:
+  BACKBONE:
+    NAME: {backbone}
+  INIT_WEIGHTS: 
+SEED: {seed}
+TRAINER:
+  NAME: {trainer}
+Collecting env info ...
+** System info **
+PyTorch version: 1.13.1
+{loaded}
+epoch [1/1] batch [1/1] time 0.203 (0.203) loss 1.1243 (1.1243) acc 0.0000 (0.0000)
+Finish training
+Evaluate on the *{split}* set
+=> result
+* total: 1,234
+* correct: 1,000
+* accuracy: {accuracy}%
+* error: 18.9%
+* macro_f1: 12.3%
+Elapsed: 0:00:01
+"""  # as Dassl's train.py and evaluator print them; the arithmetic of the block is not checked
+
+
+def write_log(root, path, accuracy, name="log.txt", **said):
+    """A run of another codebase: nothing but a log that ends with an evaluation."""
+    folder = Path(root, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = int(folder.name[4:]) if folder.name.startswith("seed") else -1
+    values = {
+        "seed": seed, "trainer": "CoOp", "dataset": "Caltech101", "shots": 16, "loaded": "",
+        "subsample": "all", "backbone": "ViT-B/16", "split": "test", **said,
+    }  # fmt: skip
+    (folder / name).write_text(LOG.format(accuracy=accuracy, **values))
+    return folder

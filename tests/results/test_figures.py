@@ -1,15 +1,18 @@
+import numpy as np
 import pytest
-from result_trees import write_run, write_runs
+from result_trees import write_plain, write_run, write_runs
 
-from proxyfda.results import collect, summarise
+from proxyfda.results import collect, summarise, summarise_accuracy
 
 pytest.importorskip("matplotlib")
 
 from proxyfda.figures import (  # noqa: E402
     base_new_figure,
     delta_new_figure,
+    fewshot_figure,
     main,
     save_figures,
+    training_figure,
 )
 
 NUMBERS = {
@@ -66,6 +69,83 @@ def test_delta_bars_have_the_heights_of_the_table(summary):
 def test_nothing_sticks_out(summary, draw, only):
     rows = [row for row in summary.rows if only in (None, row.dataset)]
     assert overhang(draw(rows)) <= 0.01
+
+
+@pytest.mark.parametrize("n_datasets, n_configs", [(2, 1), (2, 12), (15, 3)])
+def test_any_size_fits(tmp_path, n_datasets, n_configs):
+    datasets = [f"a_dataset_with_name_{i}" for i in range(n_datasets)]
+    for dataset in datasets:
+        write_runs(tmp_path, {dataset: {"ZeroshotCLIP": ([60], [60])}})
+        for i in range(n_configs):
+            numbers = {dataset: {"ProxyFDACoOp": ([70 + i, 72], [50 - i, 52])}}
+            write_runs(tmp_path, numbers, config=f"regress-text+cross-w{i}")
+    rows = summarise(collect(tmp_path)).rows
+    for figure in (base_new_figure(rows), delta_new_figure(rows)):
+        assert overhang(figure) <= 0.01
+        assert figure.get_figwidth() <= 13.5
+    panels = delta_new_figure(rows).axes
+    bars = [bar for axes in panels for bar in axes.patches]
+    assert len(bars) == n_configs * (n_datasets + 1)
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in bars}
+    assert len(looks) == n_configs
+    # In greyscale the hatches have to do: none twice.
+    assert len({hatch for _, hatch in looks}) == n_configs
+
+
+def fewshot_rows(root, trainers):
+    for dataset in ("x", "y"):
+        write_plain(root, f"ZeroshotCLIP/c/{dataset}", 40)
+        for i, trainer in enumerate(trainers):
+            for shots in (1, 4, 16):
+                for seed in (1, 2):
+                    path = f"{dataset}/{trainer}/c_{shots}shots/seed{seed}"
+                    write_plain(root, path, 50 + i + shots + seed)
+    return summarise_accuracy(collect(root))["fewshot"].rows
+
+
+def test_fewshot_curves_go_through_the_means(tmp_path):
+    rows = fewshot_rows(tmp_path, ["CoOp", "ProxyFDACoOp"])
+    figure = fewshot_figure(rows)
+    assert [axes.get_title() for axes in figure.axes] == ["x", "y", "average of 2"]
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1", "4", "16"]
+    drawn = {line.get_marker(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn["o"] == pytest.approx([52.5, 55.5, 67.5])
+    assert drawn["*"] == [40]
+    assert overhang(figure) <= 0.01
+
+
+def test_fewshot_curves_without_zero_shot_begin_at_one(tmp_path):
+    rows = [row for row in fewshot_rows(tmp_path, ["CoOp"]) if row.shots]
+    (axes, *_) = fewshot_figure(rows).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4", "16"]
+
+
+def test_plain_trainers_stand_in_one_figure(tmp_path):
+    trainers = ["CoOp", "ProxyFDACoOp", "MaPLe", "PromptSRC"]
+    write_runs(tmp_path, {"x": {t: ([70], [50]) for t in trainers}})
+    saved = save_figures(summarise(collect(tmp_path)), tmp_path)
+    assert {path.stem for path in saved} == {"base_new_CoOp", "base_new_others"}
+
+
+def test_training_curves_are_means_with_bands():
+    steps = np.arange(3)
+    curves = {
+        "CoOp": {"loss": (steps, np.array([[3.0, 2, 1], [5, 4, 3]]))},
+        "ProxyFDACoOp": {
+            "loss": (steps, np.array([[1.0, 1, 1]])),
+            "loss_fda": (steps, np.array([[0.0, 1, 1]])),
+        },
+    }
+    figure = training_figure(curves, "Training on x")
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "loss_fda"]
+    first, second = figure.axes[0].lines
+    assert first.get_ydata().tolist() == [4, 3, 2]
+    assert first.get_linestyle() != second.get_linestyle()
+    assert len(figure.axes[0].collections) == 1
+    assert overhang(figure) <= 0.01
+    with pytest.raises(ValueError, match="no training curves"):
+        training_figure({})
 
 
 def test_a_missing_run_is_marked(tmp_path):

@@ -1,0 +1,189 @@
+"""LaTeX, the HTML page and the curves from event files."""
+
+import base64
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from result_trees import run_folder, write_run, write_runs
+
+from proxyfda.results import collect, main, summarise, table
+
+NUMBERS = {
+    "my_birds & bees": {
+        "ZeroshotCLIP": ([60], [50]),
+        "CoOp": ([80, 81], [40, 43]),
+        "ProxyFDACoOp": ([79, 80], [58, 59]),
+    },
+    "dtd": {
+        "ZeroshotCLIP": ([60], [50]),
+        "CoOp": ([80, 81], [40, 43]),
+        "ProxyFDACoOp": ([79, 80], [58, 59]),
+    },
+}
+
+
+@pytest.fixture
+def output(tmp_path):
+    return write_runs(tmp_path / "output", NUMBERS)
+
+
+def write_events(folder, runs):
+    """One event file per run of {tag: [(step, value)]}."""
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    for i, scalars in enumerate(runs):
+        writer = SummaryWriter(str(folder / "tensorboard"), filename_suffix=f".{i}")
+        for tag, points in scalars.items():
+            for step, value in points:
+                writer.add_scalar(tag, value, step)
+        writer.close()
+
+
+class TestLatex:
+    def test_booktabs(self, output):
+        (output / run_folder(output, "new", "dtd", "CoOp", 2) / "result.json").unlink()
+        text = table(summarise(collect(output)), "latex")
+        assert r"\begin{tabular}{llrrrrr}" in text
+        assert r"my\_birds \& bees & ZeroshotCLIP & $60.00$ & $50.00$ & $54.55$ & -- &  \\" in text
+        assert r" & CoOp & $80.50 \pm 0.71$ & $41.50 \pm 2.12$ & " in text
+        assert r"$1^{*}$ \\" in text
+        assert r"$\Delta$new" in text and "Missing: CoOp on DescribableTextures" in text
+        assert text.count(r"\midrule") == 3
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert {line.replace(r"\&", "").count("&") for line in rows} == {6}
+        assert text.isascii()
+
+    def test_by_suffix(self, output, tmp_path):
+        assert main([str(output), "--output", str(tmp_path / "t.tex")]) == 0
+        assert (tmp_path / "t.tex").read_text() == table(summarise(collect(output)), "latex")
+
+
+class _Reader(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.images, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.links += [attrs[name] for name in ("href", "src") if name in attrs]
+        if tag == "img":
+            self.images.append(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def full_output(tmp_path_factory):
+    output = write_runs(tmp_path_factory.mktemp("page") / "output", NUMBERS)
+    write_run(output, "base", "dtd", "MaPLe", 1, 70)
+    run_folder(output, "new", "dtd", "MaPLe", 1).mkdir(parents=True)
+    folder = run_folder(output, "base", "dtd", "CoOp", 1)
+    write_events(folder, [{"train/loss": [(0, 2.0), (1, 1.0)]}])
+    return output
+
+
+@pytest.fixture(scope="module")
+def page(full_output):
+    path = full_output.parent / "page.html"
+    assert main([str(full_output), "--html", str(path), "--compare", "published"]) == 0
+    return path.read_text(encoding="utf-8")
+
+
+class TestPage:
+    def test_it_is_whole_and_loads_nothing(self, page):
+        reader = _Reader(page)
+        assert reader.open == []
+        assert reader.links and all(link.startswith("data:image/") for link in reader.links)
+        assert not re.search(r"https?://|@import|url\(|<script", page)
+        assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+
+    def test_it_has_tables_figures_and_what_is_missing(self, page):
+        reader = _Reader(page)
+        words = " ".join(reader.words)
+        for text in ("41.50 ± 2.12", "my_birds & bees", "80.50 (+1.06)", "What was run",
+                     "MaPLe on DescribableTextures seed 1, new: not finished"):  # fmt: skip
+            assert text in words, text
+        captions = [image["alt"] for image in reader.images]
+        assert any("Base against new" in c for c in captions)
+        assert any("relative to zero-shot" in c for c in captions)
+        assert any("Training" in c for c in captions)
+        for image in reader.images:
+            data = base64.b64decode(image["src"].split(",")[1])
+            assert data.lstrip().startswith(b"<?xml") and b"</svg>" in data
+
+    def test_it_is_the_same_every_time(self, page, full_output, tmp_path):
+        main([str(full_output), "--html", str(tmp_path / "again.html"), "--compare", "published"])
+        assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+    def test_missing_folder(self, output, tmp_path):
+        with pytest.raises(FileNotFoundError, match="--html: the folder .*nowhere does not exist"):
+            main([str(output), "--html", str(tmp_path / "nowhere" / "page.html")])
+
+
+class TestCurves:
+    def read(self, output):
+        from proxyfda.curves import read_curves
+
+        return read_curves(collect(output))
+
+    def test_seeds_are_stacked_and_evaluations_left_out(self, output):
+        for seed, offset in ((1, 0), (2, 10)):
+            points = [(step, step + offset) for step in range(4)]
+            scalars = {"train/loss": points, "train/loss_fda": points, "train/lr": points}
+            write_events(run_folder(output, "base", "dtd", "CoOp", seed), [scalars])
+        write_events(run_folder(output, "new", "dtd", "CoOp", 1), [{"train/loss": [(0, 1)]}])
+        curves = self.read(output)
+        assert list(curves) == ["DescribableTextures"]
+        assert list(curves["DescribableTextures"]) == ["CoOp"]
+        found = curves["DescribableTextures"]["CoOp"]
+        assert list(found) == ["loss", "loss_fda"]
+        steps, values = found["loss"]
+        assert steps.tolist() == [0, 1, 2, 3]
+        assert values.tolist() == [[0, 1, 2, 3], [10, 11, 12, 13]]
+
+    def test_a_resumed_run_counts_each_step_once(self, output):
+        folder = run_folder(output, "base", "dtd", "CoOp", 1)
+        first = [(step, 1.0) for step in range(4)]
+        second = [(step, 2.0) for step in range(2, 6)]
+        write_events(folder, [{"train/loss": first}])
+        # Event files are read in the order of their names, which begin with the second.
+        for path in (folder / "tensorboard").iterdir():
+            path.rename(path.with_name("events.out.tfevents.1000000000.a"))
+        write_events(folder, [{"train/loss": second}])
+        steps, values = self.read(output)["DescribableTextures"]["CoOp"]["loss"]
+        assert steps.tolist() == [0, 1, 2, 3, 4, 5]
+        assert values.tolist() == [[1, 1, 2, 2, 2, 2]]
+
+    def test_long_runs_are_averaged_in_bins(self, output):
+        folder = run_folder(output, "base", "dtd", "CoOp", 1)
+        write_events(folder, [{"train/loss": [(step, float(step % 2)) for step in range(400)]}])
+        steps, values = self.read(output)["DescribableTextures"]["CoOp"]["loss"]
+        assert values.shape == (1, 100)
+        assert np.allclose(values, 0.5)
+        assert steps[:2].tolist() == [1.5, 5.5]
+
+    def test_a_shorter_run_is_left_out_and_named(self, output, capsys):
+        for seed, length in ((1, 4), (2, 2)):
+            points = [(step, 1.0) for step in range(length)]
+            write_events(run_folder(output, "base", "dtd", "CoOp", seed), [{"train/loss": points}])
+        _, values = self.read(output)["DescribableTextures"]["CoOp"]["loss"]
+        assert values.shape == (1, 4)
+        assert "seed2 has fewer training steps than others" in capsys.readouterr().err
+
+    def test_no_event_files(self, output):
+        folder = run_folder(output, "base", "dtd", "CoOp", 1) / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        assert self.read(output) == {}
+        folder.mkdir()
+        assert self.read(output).get("DescribableTextures", {}).get("CoOp", {}) == {}
