@@ -12,6 +12,7 @@ class Caltech101(FolderDataset):
     dataset_dir = "caltech-101"
     image_dir = "101_ObjectCategories"
     split_file = "split_zhou_Caltech101.json"
+    split_sha256 = "52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5"
     template = "a photo of a {}."
     ignored = ("BACKGROUND_Google", "Faces_easy")
     renamed = {

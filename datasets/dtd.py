@@ -12,5 +12,6 @@ class DescribableTextures(FolderDataset):
     dataset_dir = "dtd"
     image_dir = "images"
     split_file = "split_zhou_DescribableTextures.json"
+    split_sha256 = "f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38"
     template = "{} texture."
     expected = Counts(classes=47, train=2820, val=1128, test=1692)

@@ -12,6 +12,7 @@ class EuroSAT(FolderDataset):
     dataset_dir = "eurosat"
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
+    split_sha256 = "541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2"
     template = "a centered satellite photo of {}."
     renamed = {
         "AnnualCrop": "Annual Crop Land",

@@ -14,6 +14,7 @@ class OxfordFlowers(AnnotatedDataset):
     dataset_dir = "oxford_flowers"
     image_dir = "jpg"
     split_file = "split_zhou_OxfordFlowers.json"
+    split_sha256 = "2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794"
     template = "a photo of a {}, a type of flower."
     expected = Counts(classes=102, train=4093, val=1633, test=2463)
 

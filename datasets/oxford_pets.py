@@ -12,6 +12,7 @@ class OxfordPets(AnnotatedDataset):
     dataset_dir = "oxford_pets"
     image_dir = "images"
     split_file = "split_zhou_OxfordPets.json"
+    split_sha256 = "d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e"
     template = "a photo of a {}, a type of pet."
     expected = Counts(classes=37, train=2944, val=736, test=3669)
 

@@ -78,6 +78,7 @@ class SplitDataset(DatasetBase):
         image_dir: folder under ``dataset_dir`` to which the paths of the split file are relative;
             empty for ``dataset_dir`` itself.
         split_file: name of the split JSON in ``dataset_dir``.
+        split_sha256: of the published split file, or empty; looked at by the check alone.
         template: hand-written prompt with one ``{}`` for the class name (zero-shot CLIP, anchors).
         hint: how to get the data, appended to the error when something is missing.
         expected: :class:`Counts` of the complete data, or ``None``; ``python -m proxyfda.data
@@ -114,6 +115,7 @@ class SplitDataset(DatasetBase):
     dataset_dir = ""
     image_dir = ""
     split_file = ""
+    split_sha256 = ""
     template = "a photo of a {}."
     hint = "docs/DATASETS.md tells how to get it, or check --root (DATASET.ROOT)"
     expected = None

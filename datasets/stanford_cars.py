@@ -16,6 +16,7 @@ LISTS = {
 class StanfordCars(AnnotatedDataset):
     dataset_dir = "stanford_cars"
     split_file = "split_zhou_StanfordCars.json"
+    split_sha256 = "40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d"
     template = "a photo of a {}."
     expected = Counts(classes=196, train=6509, val=1635, test=8041)
 

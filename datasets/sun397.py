@@ -14,6 +14,7 @@ class SUN397(AnnotatedDataset):
     dataset_dir = "sun397"
     image_dir = "SUN397"
     split_file = "split_zhou_SUN397.json"
+    split_sha256 = "9847f9ef611008073ac42adee6614bbb83f877cfbcfbd3115fc8284e0c8c1c47"
     template = "a photo of a {}."
     expected = Counts(classes=397, train=15880, val=3970, test=19850)
 

@@ -17,6 +17,7 @@ class UCF101(AnnotatedDataset):
     dataset_dir = "ucf101"
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
+    split_sha256 = "d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8"
     template = "a photo of a person doing {}."
     expected = Counts(classes=101, train=7639, val=1898, test=3783)
 

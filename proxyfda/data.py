@@ -8,7 +8,8 @@ Datasets are found through the registry of :mod:`proxyfda.dassl`. Their readers 
 project that is being run, imported by name (``--readers``, by default ``datasets``). A reader takes
 part if its class has ``at(root)``, giving an object with
 
-* ``name``, ``dataset_dir``, ``split_path`` and ``split_file``;
+* ``name``, ``dataset_dir``, ``split_path``, ``split_file`` and ``split_sha256`` (of the published
+  split file, or empty);
 * ``parts()``: ``{"train", "val", "test"}`` with lists of ``(path, label, class name)``;
 * ``images(parts)``: the absolute paths of these, as ``(there, missing)``;
 * ``made``: whether ``parts()`` had to make a split for want of a split file;
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -57,7 +59,8 @@ class Report:
         nearby: a folder that might be meant where it is not.
         classes, train, val, test: numbers found, ``None`` where nothing could be read.
         expected: the same numbers of the complete data, or ``None``.
-        split: ``file``, ``none`` (one would be made), or empty for datasets without split file.
+        split: ``published`` (byte for byte), ``file`` (another), ``none`` (one would be made), or
+            empty for datasets without split file.
         missing: paths of listed images that are not there.
         unreadable: path -> sentence for images that cannot be decoded; ``None`` without ``deep``.
         faults: sentences saying what is wrong.
@@ -144,12 +147,7 @@ def examine(reader, root, deep=False, workers=None):
     report.remarks += [
         line for line in said.getvalue().splitlines() if not line.startswith("Reading split")
     ]
-    report.split = ("none" if data.made else "file") if data.split_file else ""
-    if data.made:
-        report.remarks.append(
-            f"there is no {data.split_file}, so a split would be made, which is not the published "
-            "one; docs/DATASETS.md tells where to get that"
-        )
+    _look_at_split(report, data)
     _count(report, parts, data.expected)
     repeated = [path for path, n in Counter(e[0] for p in PARTS for e in parts[p]).items() if n > 1]
     if repeated:
@@ -179,6 +177,24 @@ def _mistake(action):
     except (OSError, ValueError) as error:
         return sentence(error)
     return ""
+
+
+def _look_at_split(report, data):
+    where = "docs/DATASETS.md tells where to get that"
+    if not data.split_file:
+        return
+    if data.made:
+        report.split = "none"
+        report.remarks.append(
+            f"there is no {data.split_file}, so a split would be made, which is not the published "
+            f"one; {where}"
+        )
+        return
+    with open(data.split_path, "rb") as file:
+        same = hashlib.sha256(file.read()).hexdigest() == data.split_sha256
+    report.split = "published" if same else "file"
+    if data.split_sha256 and not same:
+        report.remarks.append(f"{data.split_file} is not the published file byte for byte; {where}")
 
 
 def _count(report, parts, expected):
@@ -305,7 +321,7 @@ def check(args):
     wanted = reports if args.datasets else found
     for report in reports if args.datasets else [r for r in reports if r.found or r.nearby]:
         for line in (*report.faults, *report.remarks):
-            print(f"- {line if report.dataset in line else f'{report.dataset}: {line}'}")
+            print(f"- {line if line.startswith(report.dataset) else f'{report.dataset}: {line}'}")
     if not found and not args.datasets:
         print(
             f"- none of these is in {root}: docs/DATASETS.md tells how to get them; class folders "
