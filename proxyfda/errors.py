@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import linecache
 import os
+import signal
 import sys
 import traceback
 
@@ -45,7 +47,11 @@ def tell_mistakes() -> None:
 
     def hook(kind, error, trace):
         if issubclass(kind, KeyboardInterrupt):
-            print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+            print("\ninterrupted: run the same command again to go on", file=sys.stderr, flush=True)
+            # As Python itself would, unless code of an extension runs at exit: then it gives 1.
+            atexit._run_exitfuncs()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
         elif os.environ.get("PROXYFDA_TRACEBACK") == "1" or not is_told(error):
             show(kind, error, trace)
         else:

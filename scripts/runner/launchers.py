@@ -118,9 +118,10 @@ def local(chains: list[Chain], devices: list[str], workers: int) -> Ended:
     finally:
         closing.set()
         threads.shutdown(wait=False, cancel_futures=True)
-        if not all(future.done() for future in waiting):
+        while not all(future.done() for future in waiting):
             for process in multiprocessing.active_children():
                 process.terminate()
+            futures.wait(waiting, timeout=0.2)
 
 
 def _start_worker(device: str, threads: int, parent: int) -> None:
