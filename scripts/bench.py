@@ -1,27 +1,40 @@
-"""Time training steps side by side: ``python scripts/bench.py CoOp FDACoOp ProxyFDACoOp``.
+"""Time and memory of trainers, beside the bare cost of what cannot be avoided.
 
-All trainers get the same frozen encoders (random weights are enough for timing), the same images in
-memory and class-balanced batches, and take turns step by step in one process, so that the machine's
-moods hit all alike. Printed: the median step, and the median over rounds of its ratio to the first
-trainer's step in the same round.
+    python scripts/bench.py CoOp FDACoOp ProxyFDACoOp --classes 500 --batch 32
+
+For each trainer: a training step, the evaluation of an image, and the peak memory of a step. Beside
+them stand the bare costs, measured with the same encoders and nothing around them: forward and
+backward pass of the class texts, forward pass of the images (and backward where prompts are in
+them), the frozen forward pass where the trainer needs one; for evaluation the forward pass of the
+images without prompts.
+
+All trainers get the same random frozen encoders, the same images in memory and class-balanced
+batches. For times everything takes turns within a process, so that the machine's moods hit all
+alike: printed are medians over the rounds, and ratios are medians of the ratios within a round. The
+class texts of an evaluation are encoded before it, once (those of CoCoOp belong to the images and
+are part of it). Memory is what a step takes on top of model and batch, in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import os.path as osp
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import open_clip
 import torch
 from tabulate import tabulate
 
@@ -29,6 +42,9 @@ import train
 from proxyfda.clip import load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.errors import tell_mistakes
+from trainers.cocoop import ConditionalCLIP
+
+BUNDLED = "ViT-Bundled"
 
 
 class _Images(torch.utils.data.Dataset):
@@ -47,12 +63,27 @@ class _Images(torch.utils.data.Dataset):
         return {"img": self.pixels[index % 8], "label": self.data_source[index].label}
 
 
-class _Data:
-    """Stands in for the data manager."""
+def class_names(count: int) -> list[str]:
+    """ImageNet's class names, as many as there are, then numbered ones."""
+    names = list(open_clip.IMAGENET_CLASSNAMES[:count])
+    return names + [f"{names[i % len(names)]} {i}" for i in range(len(names), count)]
 
-    def __init__(self, classes: int) -> None:
-        names = [f"thing number {i}" for i in range(classes)]
-        self.dataset = SimpleNamespace(classnames=names, template=None)
+
+def random_weights(backbone: str, folder: str) -> str:
+    """A file with random weights of that backbone; the bundled one brings its own."""
+    if backbone == BUNDLED:
+        return "bundled"
+    torch.manual_seed(0)
+    model = open_clip.create_model(backbone.replace("/", "-"), pretrained=None)
+    torch.save(model.state_dict(), osp.join(folder, "random.pt"))
+    return osp.join(folder, "random.pt")
+
+
+def image_size(backbone: str, weights: str) -> int:
+    """Side of the images that a backbone takes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        size = load_clip(backbone, weights).visual.image_size
+    return size[0] if isinstance(size, (tuple, list)) else size
 
 
 def build(name: str, args: argparse.Namespace, weights: str, size: int):
@@ -61,77 +92,246 @@ def build(name: str, args: argparse.Namespace, weights: str, size: int):
 
     class OnMemory(base):
         def build_data_loader(self):
-            self.dm = _Data(args.classes)
-            self.num_classes, self.lab2cname = args.classes, dict.fromkeys(range(args.classes), "")
+            names = class_names(args.classes)
+            self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=names, template=None))
+            self.num_classes, self.lab2cname = args.classes, dict(enumerate(names))
             images = _Images(args.classes, max(1, args.batch // args.classes), size)
             self.train_loader_x = torch.utils.data.DataLoader(images, args.batch)
             self.val_loader = self.test_loader = None
 
     words = ["--trainer", name, "DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
     words += ["MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", weights]
-    words += ["TRAINER.COOP.PREC", args.prec, "TRAINER.COOP.CTX_INIT", "a photo of a"]
-    words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd", *args.opts]
+    for node in ("COOP", "COCOOP", "MAPLE", "PROMPTSRC"):
+        words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
+    words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
+    words += [word for pair in args.opts for word in pair]
     cfg = train.setup_cfg(train.parser().parse_args(words))
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = OnMemory(cfg)
-    trainer.num_batches = 10**9
+    trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9
     trainer.set_model_mode("train")
     return trainer
 
 
-def main() -> int:
-    """Print the table of step times."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("trainers", nargs="+", help="the first is what the others are compared to")
-    parser.add_argument("--backbone", default="ViT-B/16", help="ViT-Bundled: the bundled CLIP")
-    parser.add_argument("--classes", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7, help="measured steps of each trainer")
-    parser.add_argument("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    parser.add_argument(
-        "--opt", dest="opts", nargs=2, action="append", default=[], help="KEY VALUE"
-    )
-    args = parser.parse_args()
-    args.opts = [word for pair in args.opts for word in pair]
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        weights, size = "bundled", 32
-        if args.backbone != "ViT-Bundled":
-            import open_clip
+# -- what is measured -----------------------------------------------------------------------------
 
-            torch.manual_seed(0)
-            name = args.backbone.replace("/", "-")
-            model = open_clip.create_model(name, pretrained=None)
-            weights = osp.join(folder, "random.pt")
-            torch.save(model.state_dict(), weights)
-            size = model.visual.image_size
-            size = size[0] if isinstance(size, tuple) else size
-            del model
-        with contextlib.redirect_stdout(io.StringIO()):
-            load_clip(args.backbone, weights)  # a wrong name is told before anything is built
-        trainers = {name: build(name, args, weights, size) for name in args.trainers}
-    batch = next(iter(next(iter(trainers.values())).train_loader_x))
-    times: dict[str, list[float]] = {name: [] for name in trainers}
-    for _ in range(args.rounds + 1):
-        for name, trainer in trainers.items():
-            trainer.batch_idx = 0
+
+def step(trainer, batch: dict) -> None:
+    """One training step."""
+    trainer.batch_idx = 0
+    trainer.forward_backward(batch)
+
+
+def needs_frozen_images(trainer, batch: dict) -> bool:
+    """Whether a step of the trainer runs the image encoder without prompts besides."""
+    encoder, calls = trainer.model.image_encoder, []
+    encode = encoder.encode
+    encoder.encode = lambda images: calls.append(1) or encode(images)
+    step(trainer, batch)
+    del encoder.encode
+    return bool(calls)
+
+
+def bare_step(trainer, batch: dict, frozen_images: bool) -> None:
+    """The encoders' part of a step, in the trainer's precision and without its way around them."""
+    model, learner = trainer.model, trainer.model.prompt_learner
+    images = batch["img"].to(trainer.device)
+    with trainer.autocast():
+        if frozen_images:
+            model.image_encoder.encode(images)
+        features = model.image_encoder(images, *learner.image_prompts())
+        if isinstance(model, ConditionalCLIP):
+            contexts = learner.contexts(features)
+            prompts, deep = learner.class_prompts(contexts.unsqueeze(1)), ()
+        else:
+            prompts, deep = learner.text_prompts()
+        texts = model.text_encoder(prompts, learner.tokenized_prompts, deep, learner.shared_tokens)
+        outputs = [out.float().sum() for out in (features, texts) if out.requires_grad]
+    torch.autograd.backward(outputs)
+
+
+@torch.no_grad()
+def evaluation(trainer, images: torch.Tensor) -> None:
+    """Logits of a batch of images."""
+    trainer.model_inference(images)
+
+
+@torch.no_grad()
+def bare_evaluation(trainer, images: torch.Tensor) -> None:
+    """The image encoder without prompts."""
+    trainer.model.image_encoder.encode(images)
+
+
+# -- time -----------------------------------------------------------------------------------------
+
+
+def take_turns(jobs: dict, rounds: int) -> dict:
+    """Seconds of each job in each round, after one that warms up."""
+    times = {name: [] for name in jobs}
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
             start = time.perf_counter()
-            trainer.forward_backward(batch)
+            job()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
-    first = times[args.trainers[0]][1:]  # the first round warms up
+    return {name: values[1:] for name, values in times.items()}
+
+
+def ratio(values: list[float], base: list[float]) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return statistics.median(value / other for value, other in zip(values, base))
+
+
+def time_steps(trainers: dict, batch: dict, rounds: int) -> list[list]:
+    """Rows: trainer, step and bare step in ms, their ratio, ratio to the first trainer's step."""
+    jobs = {}
+    for name, trainer in trainers.items():
+        frozen = needs_frozen_images(trainer, batch)
+        jobs[name, "step"] = lambda t=trainer: step(t, batch)
+        jobs[name, "bare"] = lambda t=trainer, f=frozen: bare_step(t, batch, f)
+    times = take_turns(jobs, rounds)
+    first = times[next(iter(trainers)), "step"]
     rows = []
-    for name, values in times.items():
-        ratio = statistics.median(value / own for value, own in zip(values[1:], first))
-        rows.append([name, 1000 * statistics.median(values[1:]), 100 * (ratio - 1)])
-    print(f"{args.backbone}, {args.classes} classes, batch {args.batch}, {args.prec}")
-    print(f"{args.rounds} rounds, {torch.get_num_threads()} threads, {os.uname().machine}")
-    print(tabulate(rows, ["trainer", "step (ms)", f"over {args.trainers[0]} (%)"], floatfmt=".1f"))
+    for name in trainers:
+        whole, bare = times[name, "step"], times[name, "bare"]
+        medians = [1000 * statistics.median(values) for values in (whole, bare)]
+        rows.append([name, *medians, ratio(whole, bare), ratio(whole, first)])
+    return rows
+
+
+def time_evaluation(trainers: dict, images: torch.Tensor, rounds: int) -> list[list]:
+    """Rows: trainer, evaluation and bare forward pass in ms per image, their ratio."""
+    jobs = {}
+    for name, trainer in trainers.items():
+        jobs[name, "eval"] = lambda t=trainer: evaluation(t, images)
+        jobs[name, "bare"] = lambda t=trainer: bare_evaluation(t, images)
+    times = take_turns(jobs, rounds)
+    rows = []
+    for name in trainers:
+        whole, bare = times[name, "eval"], times[name, "bare"]
+        medians = [1000 * statistics.median(values) / len(images) for values in (whole, bare)]
+        rows.append([name, *medians, ratio(whole, bare)])
+    return rows
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def peak_memory(job) -> float:
+    """MiB that ``job()`` takes at its peak, on top of what is there before it.
+
+    On a GPU torch's allocator tells; on a CPU Linux does: its high-water mark of resident memory is
+    reset before the job.
+
+    Raises:
+        OSError: on systems without Linux's ``/proc``.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        job()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    def resident(key: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(key))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    job()
+    return resident("VmHWM") - before
+
+
+def child_memory(name: str, what: str, args: argparse.Namespace) -> float | None:
+    """:func:`peak_memory` of a trainer's ``step`` or ``bare`` step, in a process of its own."""
+    command = [sys.executable, __file__, name, "--memory-of", what]
+    for flag in ("backbone", "classes", "batch", "prec", "threads"):
+        command += [f"--{flag}", str(getattr(args, flag))]
+    command += [word for pair in args.opts for word in ("--opt", *pair)]
+    # Freed blocks go back to the system, so that what is resident is what is in use.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    if result.returncode:
+        reason = result.stderr.strip().splitlines()[-1:] or ["it was killed"]
+        print(f"no memory of {name} ({what}): {reason[0]}", file=sys.stderr)
+        return None
+    return float(result.stdout.split()[-1])
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("trainers", nargs="+", help="the steps of the others are compared to the first one's")
+    add("--what", default="step,eval,memory", help="any of step, eval, memory (default: all)")
+    add("--backbone", default="ViT-B/16", help=f"size of the encoders; {BUNDLED}: the bundled CLIP")
+    add("--classes", type=int, default=50)
+    add("--batch", type=int, default=32, help="images in a training step")
+    add("--eval-batch", type=int, default=100, help="images in a batch of the evaluation")
+    add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
+    add("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
+    add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    add("--opt", dest="opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+        help="option of the config, for all trainers; may be repeated")  # fmt: skip
+    add("--memory-of", choices=["step", "bare"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.what = args.what.split(",")
+    unknown = set(args.what) - {"step", "eval", "memory"}
+    if unknown:
+        parser.error(f"--what {','.join(sorted(unknown))}: use any of step, eval, memory")
+    return args
+
+
+def main() -> int:
+    """Print the tables."""
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = random_weights(args.backbone, folder)
+        size = image_size(args.backbone, weights)
+        wanted = args.trainers if args.memory_of or set(args.what) & {"step", "eval"} else []
+        trainers = {name: build(name, args, weights, size) for name in wanted}
+    if args.memory_of:
+        trainer = trainers[args.trainers[0]]
+        batch = next(iter(trainer.train_loader_x))
+        job = {
+            "step": lambda: step(trainer, batch),
+            "bare": lambda: bare_step(trainer, batch, frozen_images=False),
+        }[args.memory_of]
+        print(peak_memory(job))
+        return 0
+
+    threads = torch.get_num_threads()
+    print(f"{args.backbone}, {args.classes} classes, {args.prec}, {threads} threads", end=", ")
+    print(f"{args.rounds} rounds, torch {torch.__version__}")
+    if "step" in args.what:
+        batch = next(iter(trainers[args.trainers[0]].train_loader_x))
+        rows = time_steps(trainers, batch, args.rounds)
+        head = ["step", "ms", "bare ms", "step / bare", f"step / {args.trainers[0]}"]
+        print(f"\nbatch {args.batch}")
+        print(tabulate(rows, head, floatfmt=("", ".1f", ".1f", ".3f", ".3f")))
+    if "eval" in args.what:
+        device = next(iter(trainers.values())).device
+        images = torch.randn(args.eval_batch, 3, size, size, device=device)
+        for trainer in trainers.values():
+            trainer.set_model_mode("eval")
+        rows = time_evaluation(trainers, images, args.rounds)
+        head = ["evaluation", "ms / image", "bare ms / image", "evaluation / bare"]
+        print(f"\nbatch {args.eval_batch}")
+        print(tabulate(rows, head, floatfmt=("", ".2f", ".2f", ".3f")))
+    if "memory" in args.what:
+        rows = [
+            [name, *(child_memory(name, what, args) for what in ("step", "bare"))]
+            for name in args.trainers
+        ]
+        print(f"\nbatch {args.batch}")
+        head = ["peak memory", "step, MiB", "bare step, MiB"]
+        print(tabulate(rows, head, floatfmt=("", ".0f", ".0f")))
     return 0
 
 
