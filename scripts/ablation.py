@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import jobs
 from tabulate import tabulate
 
+from proxyfda.config import SPACES
 from proxyfda.errors import tell_mistakes
 from proxyfda.metrics import harmonic_mean
 
@@ -132,26 +133,10 @@ def schedule(host: str, batch: int, epochs: int, lr: float) -> Setting:
         ("OPTIM.MAX_EPOCH", epochs),
         ("OPTIM.LR", lr),
     )
-    if (
-        host == "PromptSRC"
-    ):  # its average over epochs stays where upstream has it, at three quarters
+    if host == "PromptSRC":  # the average over epochs stays at three quarters of the run
         options += (("TRAINER.PROMPTSRC.GPA_MEAN", 0.75 * epochs),)
         options += (("TRAINER.PROMPTSRC.GPA_STD", 0.05 * epochs),)
     return Setting(f"batch{batch}-ep{epochs}-lr{lr:g}", host, options)
-
-
-def deep(host: str) -> dict[str, list[Setting]]:
-    """What MaPLe and PromptSRC share: the image features move, so images among themselves count."""
-    spaces = ("image", "text", "cross", "image+text", "image+cross", "image+text+cross")
-    return {
-        "baselines": [
-            *samplers(host),
-            *(pull(host, "image", w) for w in (1, 3, 10)),
-            *(pull(host, "image+text", w) for w in (1, 3)),
-        ],
-        "spaces": [term(host, "regress", space) for space in spaces],
-        "forms": [term(host, form, "image") for form in FORMS if form != "regress"],
-    }
 
 
 def maple() -> dict[str, list[Setting]]:
@@ -163,7 +148,16 @@ def maple() -> dict[str, list[Setting]]:
             schedule(host, 48, 5, 0.0035),
             *(schedule(host, 48, 30, lr) for lr in (0.0035, 0.012, 0.042)),
         ],
-        **deep(host),
+        "baselines": [
+            *samplers(host),
+            *(pull(host, "image", w) for w in (1, 3, 10)),
+            *(pull(host, "image+text", w) for w in (1, 3)),
+        ],
+        "spaces": [
+            term(host, "regress", spaces)
+            for spaces in [*SPACES, "image+text", "image+cross", "image+text+cross"]
+        ],
+        "forms": [term(host, form, "image") for form in FORMS if form != "regress"],
         "weights": [
             *(
                 term(host, "regress", spaces, 3)
@@ -186,7 +180,14 @@ def promptsrc() -> dict[str, list[Setting]]:
             schedule(host, 48, 40, 0.005),
             schedule(host, 48, 60, 0.0025),
         ],
-        **deep(host),
+        "terms": [
+            *samplers(host),
+            pull(host, "image", 3),
+            *(term(host, "regress", space) for space in SPACES),
+            term(host, "regress", "image", 3),
+            term(host, "match", "image"),
+            term(host, "paper", "image"),
+        ],
     }
 
 
