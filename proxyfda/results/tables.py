@@ -15,7 +15,6 @@ CAPTION = (
     f"{_MEAN}; H is the harmonic mean of the means; Δnew is relative to zero-shot CLIP's new "
     "accuracy."
 )
-_ACCURACY_CAPTION = f"{_MEAN}; Δ is relative to zero-shot CLIP."
 _COMPARE_CAPTION = (
     "Accuracy in %, and in brackets its difference to the published figure (ViT-B/16, 16 shots, "
     "3 seeds)."
@@ -141,14 +140,18 @@ def _base_new_block(rows, shots):
 def _accuracy_block(rows):
     shots = sorted({row.shots for row in rows} - {0})
     title = _TITLES[rows[0].protocol] + (f", {shots[0]} shots" if len(shots) == 1 else "")
+    paired = any(row.delta is not None for row in rows)
     cells = []
     for row in rows:
-        values = [_cell(row.accuracy, row.accuracy_std), _cell(row.delta, row.delta_std, "+")]
+        values = [_cell(row.accuracy, row.accuracy_std)]
         if len(shots) > 1:
             values.insert(0, str(row.shots))
+        if paired:
+            values.append(_cell(row.delta, row.delta_std, "+"))
         cells.append((row, (*values, _seeds(row))))
-    heads = ["dataset", "trainer", *["shots"] * (len(shots) > 1), "accuracy", "Δ", "seeds"]
-    return Block(title, tuple(heads), _with_titles(rows, cells), _ACCURACY_CAPTION)
+    heads = ["dataset", "trainer", *["shots"] * (len(shots) > 1), "accuracy", *["Δ"] * paired]
+    caption = f"{_MEAN}; Δ is relative to zero-shot CLIP." if paired else f"{_MEAN}."
+    return Block(title, (*heads, "seeds"), _with_titles(rows, cells), caption)
 
 
 def _fewshot_block(rows):
