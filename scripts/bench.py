@@ -247,7 +247,7 @@ def peak_memory(job) -> float:
 def child_memory(name: str, what: str, args: argparse.Namespace) -> float | None:
     """:func:`peak_memory` of a trainer's ``step`` or ``bare`` step, in a process of its own."""
     command = [sys.executable, __file__, name, "--memory-of", what]
-    for flag in ("backbone", "classes", "batch", "prec", "threads"):
+    for flag in ("backbone", "weights", "classes", "batch", "prec", "threads"):
         command += [f"--{flag}", str(getattr(args, flag))]
     command += [word for pair in args.opts for word in ("--opt", *pair)]
     # Freed blocks go back to the system, so that what is resident is what is in use.
@@ -269,6 +269,7 @@ def arguments() -> argparse.Namespace:
     add("trainers", nargs="+", help="the steps of the others are compared to the first one's")
     add("--what", default="step,eval,memory", help="any of step, eval, memory (default: all)")
     add("--backbone", default="ViT-B/16", help=f"size of the encoders; {BUNDLED}: the bundled CLIP")
+    add("--weights", default="", help="file for the backbone, in place of random weights")
     add("--classes", type=int, default=50)
     add("--batch", type=int, default=32, help="images in a training step")
     add("--eval-batch", type=int, default=100, help="images in a batch of the evaluation")
@@ -292,7 +293,7 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        weights = random_weights(args.backbone, folder)
+        weights = args.weights or random_weights(args.backbone, folder)
         size = image_size(args.backbone, weights)
         wanted = args.trainers if args.memory_of or set(args.what) & {"step", "eval"} else []
         trainers = {name: build(name, args, weights, size) for name in wanted}
