@@ -151,7 +151,7 @@ def maple() -> dict[str, list[Setting]]:
         "baselines": [
             *samplers(host),
             *(pull(host, "image", w) for w in (1, 3, 10)),
-            *(pull(host, "image+text", w) for w in (1, 3)),
+            *(pull(host, "image+text", w) for w in (1, 3, 10)),
         ],
         "spaces": [
             term(host, "regress", spaces)
@@ -160,10 +160,11 @@ def maple() -> dict[str, list[Setting]]:
         "forms": [term(host, form, "image") for form in FORMS if form != "regress"],
         "weights": [
             *(
-                term(host, "regress", spaces, 3)
-                for spaces in ("image", "image+text", "image+text+cross")
+                term(host, "regress", spaces, w)
+                for w in (3, 10)
+                for spaces in ("image", "cross", "image+text", "text+cross", "image+text+cross")
+                if (spaces, w) != ("image+text", 10)
             ),
-            term(host, "regress", "image", 10),
             term(host, "match", "image", 3),
             term(host, "kl", "image", 3),
         ],
