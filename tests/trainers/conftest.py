@@ -8,7 +8,8 @@ import random_clip
 import torch
 from PIL import Image
 
-import trainers  # noqa: F401  (registers the trainers)
+import trainers.base  # noqa: F401  (the package registers the trainers)
+from proxyfda.clip import load_clip, loading
 from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum, build_trainer, get_cfg_default
 from train import extend_cfg
 
@@ -43,6 +44,9 @@ class Reference:
 
     def __getitem__(self, name):
         return torch.from_numpy(REFERENCE[name])
+
+    def __contains__(self, name):
+        return name in REFERENCE
 
     def check(self, name, value, tolerance=1e-5):
         """Agreement to ``tolerance``, absolute or relative to the largest value."""
@@ -88,3 +92,25 @@ def make_trainer(tmp_path, tiny_file, reference_file):
         return build_trainer(cfg)
 
     return make
+
+
+@pytest.fixture
+def every_precision(monkeypatch):
+    """Let the CPU do what is meant for GPUs, so that these paths run here."""
+    monkeypatch.setattr(trainers.base, "resolve_precision", lambda prec, device: prec)
+    monkeypatch.setattr(
+        trainers.base,
+        "load_clip",
+        lambda name, weights, precision, device: half_or_full(name, weights, precision),
+    )
+
+
+def half_or_full(name, weights, precision):
+    clip = load_clip(name, weights)
+    if precision == "fp16":
+        state = clip.state_dict()
+        half = loading.build(loading.openai_config(state, Path(weights)), "fp16")
+        half.load_state_dict(state)
+        half.tokenizer = clip.tokenizer
+        clip = half.requires_grad_(False).eval()
+    return clip

@@ -1,49 +1,12 @@
 """The shared trainer through CoOp: training, precision, checkpoints, evaluation, bad input."""
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from trainer_tools import IMAGES, checkpoint_file, logits, save
 
-import trainers.base
 from proxyfda.clip import TextEncoder, load_clip
-
-IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def every_precision(monkeypatch):
-    """Let the CPU do what is meant for GPUs, so that these paths run here."""
-    monkeypatch.setattr(trainers.base, "resolve_precision", lambda prec, device: prec)
-    monkeypatch.setattr(
-        trainers.base,
-        "load_clip",
-        lambda name, weights, precision, device: half_or_full(name, weights, precision),
-    )
-
-
-def half_or_full(name, weights, precision):
-    clip = load_clip(name, weights)
-    if precision == "fp16":
-        from proxyfda.clip import loading
-
-        state = clip.state_dict()
-        half = loading.build(loading.openai_config(state, Path(weights)), "fp16")
-        half.load_state_dict(state)
-        half.tokenizer = clip.tokenizer
-        clip = half.requires_grad_(False).eval()
-    return clip
-
-
-def checkpoint_file(trainer, epoch=2, name="prompt_learner"):
-    return Path(trainer.output_dir) / name / f"model.pth.tar-{epoch}"
-
-
-def logits(trainer):
-    with torch.no_grad():
-        return trainer.model(IMAGES)
-
 
 # -- training -------------------------------------------------------------------------------
 
@@ -176,12 +139,6 @@ def test_checkpoint_round_trip(epoch, make_trainer):
     assert not torch.equal(logits(other), logits(trained))
     other.load_model(trained.output_dir, epoch)
     torch.testing.assert_close(logits(other), logits(trained))
-
-
-def save(trainer, state, epoch=2, **entries):
-    path = checkpoint_file(trainer, epoch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "epoch": epoch, **entries}, path)
 
 
 def test_upstreams_checkpoint(make_trainer):
