@@ -198,7 +198,9 @@ def cocoop() -> dict[str, list[Setting]]:
     return {
         "schedules": [
             schedule(host, 1, 10, 0.002),  # upstream's
-            *(schedule(host, 48, 10, lr) for lr in (0.002, 0.014, 0.1)),
+            schedule(host, 4, 10, 0.004),
+            schedule(host, 8, 10, 0.006),
+            *(schedule(host, 48, 10, lr) for lr in (0.002, 0.014, 0.05, 0.1)),
         ],
     }
 
