@@ -165,16 +165,17 @@ def bare_evaluation(trainer, images: torch.Tensor) -> None:
 # -- time -----------------------------------------------------------------------------------------
 
 
-def take_turns(jobs: dict, rounds: int) -> dict:
+def take_turns(jobs: dict, args: argparse.Namespace) -> dict:
     """Seconds of each job in each round, after one that warms up."""
+    clock = time.process_time if args.cpu_time else time.perf_counter
     times = {name: [] for name in jobs}
-    for _ in range(rounds + 1):
+    for _ in range(args.rounds + 1):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = clock()
             job()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: values[1:] for name, values in times.items()}
 
 
@@ -183,14 +184,14 @@ def ratio(values: list[float], base: list[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, base))
 
 
-def time_steps(trainers: dict, batch: dict, rounds: int) -> list[list]:
+def time_steps(trainers: dict, batch: dict, args: argparse.Namespace) -> list[list]:
     """Rows: trainer, step and bare step in ms, their ratio, ratio to the first trainer's step."""
     jobs = {}
     for name, trainer in trainers.items():
         frozen = needs_frozen_images(trainer, batch)
         jobs[name, "step"] = lambda t=trainer: step(t, batch)
         jobs[name, "bare"] = lambda t=trainer, f=frozen: bare_step(t, batch, f)
-    times = take_turns(jobs, rounds)
+    times = take_turns(jobs, args)
     first = times[next(iter(trainers)), "step"]
     rows = []
     for name in trainers:
@@ -200,13 +201,13 @@ def time_steps(trainers: dict, batch: dict, rounds: int) -> list[list]:
     return rows
 
 
-def time_evaluation(trainers: dict, images: torch.Tensor, rounds: int) -> list[list]:
+def time_evaluation(trainers: dict, images: torch.Tensor, args: argparse.Namespace) -> list[list]:
     """Rows: trainer, evaluation and bare forward pass in ms per image, their ratio."""
     jobs = {}
     for name, trainer in trainers.items():
         jobs[name, "eval"] = lambda t=trainer: evaluation(t, images)
         jobs[name, "bare"] = lambda t=trainer: bare_evaluation(t, images)
-    times = take_turns(jobs, rounds)
+    times = take_turns(jobs, args)
     rows = []
     for name in trainers:
         whole, bare = times[name, "eval"], times[name, "bare"]
@@ -276,6 +277,11 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
     add("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="processor time of all threads, steadier than the clock on a shared machine",
+    )
     add("--opt", dest="opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
         help="option of the config, for all trainers; may be repeated")  # fmt: skip
     add("--memory-of", choices=["step", "bare"], help=argparse.SUPPRESS)
@@ -309,10 +315,11 @@ def main() -> int:
 
     threads = torch.get_num_threads()
     print(f"{args.backbone}, {args.classes} classes, {args.prec}, {threads} threads", end=", ")
-    print(f"{args.rounds} rounds, torch {torch.__version__}")
+    clock = "processor time" if args.cpu_time else "wall-clock time"
+    print(f"{args.rounds} rounds, {clock}, torch {torch.__version__}")
     if "step" in args.what:
         batch = next(iter(trainers[args.trainers[0]].train_loader_x))
-        rows = time_steps(trainers, batch, args.rounds)
+        rows = time_steps(trainers, batch, args)
         head = ["step", "ms", "bare ms", "step / bare", f"step / {args.trainers[0]}"]
         print(f"\nbatch {args.batch}")
         print(tabulate(rows, head, floatfmt=("", ".1f", ".1f", ".3f", ".3f")))
@@ -321,7 +328,7 @@ def main() -> int:
         images = torch.randn(args.eval_batch, 3, size, size, device=device)
         for trainer in trainers.values():
             trainer.set_model_mode("eval")
-        rows = time_evaluation(trainers, images, args.rounds)
+        rows = time_evaluation(trainers, images, args)
         head = ["evaluation", "ms / image", "bare ms / image", "evaluation / bare"]
         print(f"\nbatch {args.eval_batch}")
         print(tabulate(rows, head, floatfmt=("", ".2f", ".2f", ".3f")))

@@ -20,7 +20,16 @@ def bench():
 
 def test_tables(bench, monkeypatch, capsys):
     words = ["--backbone", "ViT-Bundled", "--classes", "3", "--batch", "2", "--eval-batch", "2"]
-    words += ["--rounds", "1", "--what", "step,eval", "--opt", "TRAINER.MAPLE.PROMPT_DEPTH", "3"]
+    words += [
+        "--rounds",
+        "1",
+        "--cpu-time",
+        "--what",
+        "step,eval",
+        "--opt",
+        "TRAINER.MAPLE.PROMPT_DEPTH",
+        "3",
+    ]
     trainers = ["CoOp", "FDACoCoOp", "ProxyFDAMaPLe"]
     monkeypatch.setattr(sys, "argv", ["bench.py", *trainers, *words])
     assert bench.main() == 0
