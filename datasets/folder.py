@@ -51,6 +51,8 @@ class ImageFolder(SplitDataset):
         ValueError: a class with too few images, parts that do not fit, a faulty ``dataset.yaml``.
     """
 
+    hint = "restore it or remove the link"
+
     def locate(self, root):
         self.dataset_dir = self.image_dir = root
         self.split_path = os.path.join(root, DESCRIPTION)

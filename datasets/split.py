@@ -60,8 +60,7 @@ class Counts(NamedTuple):
 class ListedDatum(Datum):
     """A ``Datum`` whose file was seen in a listing, so that nobody has to stat it again.
 
-    On a network drive a million stats are an hour. A file that goes missing later is named by the
-    loader's ``ImageError``.
+    A file that goes missing later is named by the loader's ``ImageError``.
     """
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
@@ -368,11 +367,6 @@ def lent_stream(seed):
     finally:
         if seed >= 0:
             random.setstate(state)
-
-
-def missing_files(paths):
-    """Those of ``paths`` that are no files, found by one listing per folder, not one stat each."""
-    return find_files(paths)[1]
 
 
 def find_files(paths):

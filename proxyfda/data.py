@@ -43,7 +43,7 @@ from proxyfda.errors import sentence, tell_mistakes
 
 PARTS = ("train", "val", "test")
 NAMED = 5  # files named below the table
-BATCH = 4096  # images handed to the threads at a time
+BATCH = 512  # images handed to the threads at a time
 
 COMPLETE, INCOMPLETE, NOT_FOUND = "complete", "incomplete", "not found"
 
@@ -306,6 +306,8 @@ def check(args):
         raise FileNotFoundError(f"--root {root} is no folder; give the folder of the datasets")
     if args.json and not os.path.isdir(os.path.dirname(os.path.abspath(args.json))):
         raise FileNotFoundError(f"--json: the folder of {args.json} does not exist; make it first")
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; give 1 or more")
     readers = _import_readers(args.readers)
     # Own images have no folder of their own below the root: they are looked at only when named.
     names = [resolve(word, readers) for word in args.datasets] or [

@@ -257,9 +257,10 @@ class TestNames:
         (["--root", "nowhere"], "--root .*nowhere is no folder"),
         (["--root", ".", "pest"], "there is no dataset 'pest'; use one of"),
         (["--root", ".", "--readers", "nothing"], "there is no module 'nothing' with dataset read"),
+        (["--root", ".", "--workers", "0"], "--workers is 0; give 1 or more"),
         (["--root", ".", "--json", "no/r.json"], "--json: the folder of no/r.json does not exist"),
     ],
-    ids=["root", "dataset", "readers", "json"],
+    ids=["root", "dataset", "readers", "workers", "json"],
 )
 def test_mistakes(args, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -271,7 +272,7 @@ def test_without_readers_it_says_so_in_one_sentence(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "proxyfda.data", "check", "--root", ".", "--readers", "json"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PROXYFDA_ENGINE": "embedded"},
         capture_output=True,
         text=True,
         check=False,

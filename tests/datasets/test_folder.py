@@ -252,3 +252,10 @@ def test_a_class_folder_without_images(plain):
     (plain / "d").mkdir()
     with pytest.raises(ValueError, match="1 of 4 classes have no images, the first is 'd'"):
         ImageFolder(make_cfg(plain))
+
+
+def test_a_dangling_link(plain):
+    (plain / "a" / "00.jpg").unlink()
+    (plain / "a" / "00.jpg").symlink_to(plain / "gone.jpg")
+    with pytest.raises(FileNotFoundError, match="1 of 26 images .*00.jpg; restore it or remove"):
+        ImageFolder(make_cfg(plain))

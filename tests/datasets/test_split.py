@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dataset_trees import files_below, make_cfg, make_split, names, write_images
 
-from datasets.split import SplitDataset, missing_files
+from datasets.split import SplitDataset, find_files
 
 UPSTREAM = json.loads(Path(__file__).with_name("fewshot_upstream.json").read_text())
 
@@ -349,7 +349,7 @@ class TestMissingFiles:
         looked, scandir = [], os.scandir
         monkeypatch.setattr(os, "scandir", lambda folder: looked.append(folder) or scandir(folder))
         monkeypatch.setattr(os.path, "isfile", lambda path: pytest.fail("a stat per image"))
-        assert missing_files(paths) == []
+        assert find_files(paths) == ({}, [])
         assert looked == [str(tmp_path / "a"), str(tmp_path / "b")]
 
     def test_folders_and_dangling_links_are_no_files(self, tmp_path):
@@ -358,7 +358,7 @@ class TestMissingFiles:
         (tmp_path / "link.jpg").symlink_to("real.jpg")
         (tmp_path / "dangling.jpg").symlink_to("gone.jpg")
         paths = [str(tmp_path / f"{n}.jpg") for n in ("folder", "real", "link", "dangling")]
-        assert missing_files([*paths, str(tmp_path / "no" / "x.jpg")]) == [
+        assert find_files([*paths, str(tmp_path / "no" / "x.jpg")])[1] == [
             paths[0],
             paths[3],
             str(tmp_path / "no" / "x.jpg"),
