@@ -31,9 +31,10 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
     Raises:
         ValueError: ``std`` is not positive, or the density vanishes at every epoch.
     """
-    if std <= 0:
+    if not std > 0:
         raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {std}; use a spread above 0 epochs.")
-    density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
+    distances = [(epoch - mean) / std for epoch in range(1, epochs + 1)]
+    density = [math.exp(-0.5 * z * z) for z in distances]
     if not sum(density) > 0:
         raise ValueError(
             f"TRAINER.PROMPTSRC.GPA_MEAN {mean} is so far from the epochs 1 to {epochs} that with "
