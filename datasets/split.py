@@ -185,7 +185,7 @@ class SplitDataset(DatasetBase):
             FileNotFoundError, ValueError: as the class says.
         """
         self.require("folder", self.dataset_dir)
-        if os.path.exists(self.split_path):
+        if os.path.isfile(self.split_path):
             self.require("image folder", self.image_dir)
             return _parse_split(self.split_path)
         split = dict(zip(PARTS, self.build_split()))
@@ -195,18 +195,23 @@ class SplitDataset(DatasetBase):
     def build_split(self):
         """Make a split from something other than a split file: ``(train, val, test)``, lists of
         :class:`Entry`. There is no such thing unless a subclass knows one."""
-        self.require("split file", self.split_path)
+        if not self.split_file:
+            raise ValueError(f"{self.name} declares no split_file; name one or override parts()")
+        raise self._gone("split file", self.split_path)
 
     def require(self, what, path):
         """``path`` if it exists; FileNotFoundError saying what was looked for otherwise."""
         if not os.path.exists(path):
-            near = _alike(path)
-            raise FileNotFoundError(
-                f"{self.name}: the {what} {path} does not exist; "
-                + (f"rename or link {near}, which is there, or " if near else "")
-                + self.hint
-            )
+            raise self._gone(what, path)
         return path
+
+    def _gone(self, what, path):
+        near = _alike(path)
+        return FileNotFoundError(
+            f"{self.name}: the {what} {path} does not exist; "
+            + (f"rename or link {near}, which is there, or " if near else "")
+            + self.hint
+        )
 
     def nearby(self):
         """A folder that might be the missing ``dataset_dir`` under another name, or ``""``."""

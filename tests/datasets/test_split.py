@@ -342,6 +342,12 @@ class TestBadInput:
         assert message.endswith("; fetch or make it again")
 
 
+def test_a_declaration_without_split_file(toy_root, Toy):
+    Toy.split_file = ""
+    with pytest.raises(ValueError, match=r"Toy declares no split_file; name one or override parts"):
+        Toy(make_cfg(toy_root))
+
+
 class TestMissingFiles:
     def test_one_listing_per_folder(self, tmp_path, monkeypatch):
         write_images(tmp_path, {"x": [[f"{d}/{i}.jpg", 0, ""] for d in "ab" for i in range(20)]})
