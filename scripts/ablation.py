@@ -16,7 +16,9 @@ import statistics
 import sys
 from dataclasses import dataclass
 
-import jobs
+from runner.job import Job
+from runner.protocols import base2new_jobs, bundled_datasets
+from runner.sweep import run
 from tabulate import tabulate
 
 from proxyfda.config import SPACES
@@ -227,9 +229,9 @@ class Runs:
         self.keys = [(dataset, seed) for dataset in datasets for seed in seeds]
         self.where = {"data": data, "output": output}
 
-    def jobs(self, one: Setting, dataset: str, seed: int) -> list[jobs.Job]:
+    def jobs(self, one: Setting, dataset: str, seed: int) -> list[Job]:
         """Training, and the evaluations of base and of new classes."""
-        return jobs.base2new_jobs(
+        return base2new_jobs(
             one.trainer,
             dataset,
             seed,
@@ -250,7 +252,7 @@ class Runs:
         return found
 
 
-def accuracy(job: jobs.Job) -> float:
+def accuracy(job: Job) -> float:
     """Of a complete job, in percent."""
     with open(osp.join(job.folder, "result.json")) as file:
         return json.load(file)["accuracy"]
@@ -301,7 +303,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     names = list(known) if "all" in args.studies else args.studies
-    datasets = args.datasets.split(",") if args.datasets else jobs.bundled_datasets()
+    datasets = args.datasets.split(",") if args.datasets else bundled_datasets()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     runs = Runs(datasets, seeds, osp.abspath(args.data), osp.abspath(args.output))
     code = 0
@@ -309,7 +311,7 @@ def main() -> int:
         study = known[name]
         if not args.tables_only:
             todo = [job for one in study.rows for key in runs.keys for job in runs.jobs(one, *key)]
-            code |= jobs.run(todo, workers=args.workers)
+            code |= run(todo, workers=args.workers)
         print(f"\n### {name}\n\n{table(study, runs)}\n", flush=True)
     return code
 

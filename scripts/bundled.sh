@@ -16,7 +16,8 @@ if [ -z "${TRAINERS:-}" ]; then
 fi
 cd "$ROOT"
 "$PYTHON" -m datasets.bundled --root "$DATA"
-"$PYTHON" scripts/jobs.py "$TRAINERS" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
+"$PYTHON" scripts/run.py base2new "$TRAINERS" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
+case " $* " in *" --dry-run "*) exit ;; esac
 "$PYTHON" -m proxyfda.results "$OUTPUT"
 "$PYTHON" -m proxyfda.figures "$OUTPUT" --out "$OUTPUT/figures"
