@@ -179,7 +179,7 @@ def promptsrc() -> dict[str, list[Setting]]:
     return {
         "schedules": [
             schedule(host, 4, 20, 0.0025),  # upstream's
-            *(schedule(host, 48, 20, lr) for lr in (0.0025, 0.009, 0.03)),
+            *(schedule(host, 48, 20, lr) for lr in (0.0025, 0.009, 0.015, 0.03)),
             schedule(host, 48, 40, 0.005),
             schedule(host, 48, 60, 0.0025),
         ],
