@@ -10,13 +10,15 @@ blocks 1..d-1 (counting from 0), where they take the place of what the previous 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from proxyfda.clip.tree import PromptTree, common_prefix, takes_trees
+from proxyfda.clip.blocks import are_known, attend_to_all, run_block
+from proxyfda.clip.tree import PromptTree, common_prefix
 
 
 class FrozenEncoder(nn.Module):
@@ -64,6 +66,8 @@ def run_blocks(
 
 def whole_sequences(transformer: nn.Module, attn_mask: Tensor | None = None):
     """``run`` of :func:`run_blocks` for x [n, L, w]."""
+    if are_known(transformer):
+        return partial(run_block, attend=partial(attend_to_all, attn_mask=attn_mask))
     if getattr(transformer, "batch_first", False):
         return lambda block, x: block(x, attn_mask=attn_mask)
     return lambda block, x: block(x.transpose(0, 1), attn_mask=attn_mask).transpose(0, 1)
@@ -176,9 +180,10 @@ class TextEncoder(FrozenEncoder):
             return torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
 
         in_common = all(new.dim() == 2 and new.shape[0] < shared for new in deep_prompts)
-        if shared and in_common and takes_trees(self.transformer):
+        if shared and in_common and are_known(self.transformer):
             tree = PromptTree(shared, ends)
-            x = run_blocks(self.transformer, tree.pack(x), tree.block, deep_prompts, replace)
+            run = partial(run_block, attend=tree.attend)
+            x = run_blocks(self.transformer, tree.pack(x), run, deep_prompts, replace)
             x = x.index_select(1, tree.ends)
         else:
             run = whole_sequences(self.transformer, self.attn_mask[:length, :length])

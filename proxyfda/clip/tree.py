@@ -10,8 +10,7 @@ of the whole texts.
 from __future__ import annotations
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -19,14 +18,6 @@ def common_prefix(tokens: Tensor, ends: Tensor) -> int:
     """Number of leading tokens on which all rows of ids [n, L] agree, before any text's end [n]."""
     agree = (tokens == tokens[:1]).all(dim=0).int().cumprod(dim=0).sum()
     return min(int(agree), int(ends.min()))
-
-
-def takes_trees(transformer: nn.Module) -> bool:
-    """Whether all blocks are open_clip's own, whose parts :meth:`PromptTree.block` calls."""
-    return all(
-        type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention
-        for block in transformer.resblocks
-    )
 
 
 class PromptTree:
@@ -54,8 +45,9 @@ class PromptTree:
             branches = branches.index_select(1, self.places)
         return torch.cat([x[:, 0, : self.shared], branches], dim=1)
 
-    def attention(self, qkv: Tensor) -> Tensor:
-        """Queries, keys and values [s, P + T, 3, h, e] to the attended values [s, P + T, h * e]."""
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values [s, P + T, 3, h, e] to the attended values [s, P + T, h * e],
+        each token attending to those before it in its own text."""
         s, _, _, heads, width = qkv.shape
         trunk, branches = qkv[:, : self.shared], qkv[:, self.shared :]
         if self.places is not None:
@@ -77,11 +69,3 @@ class PromptTree:
             out = out.index_select(2, self.places)
         first = F.scaled_dot_product_attention(trunk_q, trunk_k, trunk_v, is_causal=True)
         return torch.cat([first, out], dim=2).transpose(1, 2).flatten(2)
-
-    def block(self, block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-        """What the block does to the texts, on packed sequences [s, P + T, w]."""
-        attn = block.attn
-        qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-        attended = self.attention(qkv.unflatten(-1, (3, attn.num_heads, -1)))
-        x = x + block.ls_1(attn.out_proj(attended))
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
