@@ -220,7 +220,8 @@ def _where(args: argparse.Namespace) -> dict:
         raise ValueError(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
     devices = launchers.local_devices(args.devices)
     if args.workers * len(devices) == 1:
-        return {"launch": launchers.here}
+        quiet = args.protocol != "base2new"
+        return {"launch": lambda chains: launchers.here(chains, quiet)}
     return {"launch": lambda chains: launchers.local(chains, devices, args.workers)}
 
 

@@ -66,7 +66,7 @@ def run_chain(chain: list[Job], quiet: bool) -> list[Outcome]:
     """Run jobs in this process one after the other, a training before what evaluates it.
 
     Args:
-        quiet: print nothing (each run has its ``log.txt``).
+        quiet: leave what train.py prints to the run's ``log.txt``.
 
     Returns:
         One outcome per job. What builds on a job that failed, or that another process has, is not
@@ -80,8 +80,7 @@ def run_chain(chain: list[Job], quiet: bool) -> list[Outcome]:
         elif before.status == BUSY:
             outcomes[job.folder] = before
         else:
-            if not quiet:
-                print(f"== {job.name}", flush=True)
+            print(f"== {job.name}", flush=True)
             outcomes[job.folder] = run_job(job, quiet)
     return list(outcomes.values())
 

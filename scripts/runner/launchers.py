@@ -29,10 +29,10 @@ Ended = Iterator[tuple[Chain, "list[Outcome] | str"]]
 CPU = "cpu"
 
 
-def here(chains: list[Chain]) -> Ended:
-    """In this process, printing what train.py prints."""
+def here(chains: list[Chain], quiet: bool = False) -> Ended:
+    """In this process; ``quiet`` leaves what train.py prints to the runs' logs."""
     for chain in chains:
-        yield chain, run_chain(chain, quiet=False)
+        yield chain, run_chain(chain, quiet)
 
 
 # -- one process per device -----------------------------------------------------------------------
@@ -113,8 +113,6 @@ def local(chains: list[Chain], devices: list[str], workers: int) -> Ended:
     try:
         for future in futures.as_completed(waiting):
             yield waiting[future], future.result()
-        for slot in slots:
-            slot.close()
     finally:
         closing.set()
         threads.shutdown(wait=False, cancel_futures=True)
@@ -122,6 +120,8 @@ def local(chains: list[Chain], devices: list[str], workers: int) -> Ended:
             for process in multiprocessing.active_children():
                 process.terminate()
             futures.wait(waiting, timeout=0.2)
+        for slot in slots:
+            slot.close()
 
 
 def _start_worker(device: str, threads: int, parent: int) -> None:
