@@ -47,12 +47,14 @@ _FREE_KEYS = (
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
+    "MODEL.BACKBONE.GRAD_CHECKPOINTING",
 )
 
 
 def extend_cfg(cfg):
     """Add the options of this repository to Dassl's defaults."""
     cfg.MODEL.BACKBONE.WEIGHTS = "openai"  # an open_clip tag, or a local file
+    cfg.MODEL.BACKBONE.GRAD_CHECKPOINTING = False  # less memory for a second forward per step
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
 
     cfg.TRAINER.COOP = CfgNode()

@@ -167,6 +167,7 @@ class CLIPTrainer(TrainerX):
             precision=self.precision,
             device=self.device,
         )
+        clip.set_grad_checkpointing(backbone.get("GRAD_CHECKPOINTING", False))
         size = ImageEncoder(clip).image_size
         if size and tuple(cfg.INPUT.SIZE) != (size, size):
             raise ValueError(

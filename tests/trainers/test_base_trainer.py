@@ -1,5 +1,6 @@
 """The shared trainer through CoOp: training, precision, checkpoints, evaluation, bad input."""
 
+import functools
 import warnings
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from trainer_tools import IMAGES, checkpoint_file, logits, save
 
 from proxyfda.clip import TextEncoder, load_clip
+from trainers.cocoop import saved_bytes
 
 # -- training -------------------------------------------------------------------------------
 
@@ -63,6 +65,27 @@ def test_half_precision_is_near_fp32(host, prec, make_trainer, every_precision):
     assert loss_half == pytest.approx(loss, rel=5e-3)
     assert torch.cosine_similarity(step, step_half, dim=0) > 0.99
     assert trainer.model.dtype == (torch.float16 if prec == "fp16" else torch.float32)
+
+
+@pytest.mark.parametrize("host", ["CoOp", "CoCoOp", "MaPLe", "PromptSRC", "FDAMaPLe"])
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(host, make_trainer):
+    node = f"TRAINER.{host.replace('FDA', '').upper()}"
+    depths = {"MaPLe": ["PROMPT_DEPTH", 3], "FDAMaPLe": ["PROMPT_DEPTH", 3]}
+    depths["PromptSRC"] = ["PROMPT_DEPTH_TEXT", 3, "PROMPT_DEPTH_VISION", 3]
+    opts = [f"{node}.{x}" if i % 2 == 0 else x for i, x in enumerate(depths.get(host, []))]
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        option = "MODEL.BACKBONE.GRAD_CHECKPOINTING"
+        trainer = make_trainer(host, f"{node}.PREC", "fp32", *opts, option, checkpointing)
+        trainer.batch_idx = trainer.num_batches = trainer.epoch = 0
+        compute = functools.partial(trainer.loss_terms, IMAGES, torch.arange(4))
+        kept.append(saved_bytes(trainer.model, compute))
+        trainer.forward_backward({"img": IMAGES, "label": torch.arange(4)})
+        learner = trainer.model.prompt_learner
+        gradients.append([p.grad for p in learner.parameters() if p.grad is not None])
+    assert kept[1] < 0.6 * kept[0]
+    for plain, again in zip(*gradients):
+        torch.testing.assert_close(again, plain)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
