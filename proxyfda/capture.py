@@ -99,19 +99,24 @@ class FeatureCapture:
         gradients: called once per step, as soon as the host's backward pass reaches any of the
             captured features, with a :class:`Captured`; returns for each encoder name one
             gradient (or ``None``) per leaf.
+        backward_pass: which of the backward passes that reach a feature in a step takes the
+            gradient, from 1.
     """
 
     def __init__(
         self,
         encoders: Dict[str, nn.Module],
         gradients: Callable[[Captured], Dict[str, List[Optional[Tensor]]]],
+        backward_pass: int = 1,
     ) -> None:
         self._gradients = gradients
+        self._backward_pass = backward_pass
         self._active = False
         self._calls: Dict[str, List[Call]] = {}
         self._again: Counter = Counter()
         self._ready: Optional[Dict[int, Optional[Tensor]]] = None
-        self._joined: set = set()
+        self._reached: Counter = Counter()
+        self._joined = False
         self.scale: Callable[[], float] = lambda: 1.0
         self._handles = [
             module.register_forward_hook(self._hook(name)) for name, module in encoders.items()
@@ -152,12 +157,15 @@ class FeatureCapture:
         key = id(features)
 
         def join(grad: Tensor) -> Optional[Tensor]:
+            if not self._active:
+                return None
             # A host may run backward twice over one graph; the term belongs in once.
-            if not self._active or key in self._joined:
+            self._reached[key] += 1
+            if self._reached[key] != self._backward_pass:
                 return None
             if self._ready is None:
                 self._ready = self._compute()
-            self._joined.add(key)
+            self._joined = True
             extra = self._ready.get(key)
             if extra is None:
                 return None
@@ -198,7 +206,7 @@ class FeatureCapture:
                 the gradient is joined.
         """
         self._active, self._calls, self._again = True, {}, Counter()
-        self._ready, self._joined = None, set()
+        self._ready, self._reached, self._joined = None, Counter(), False
         self.scale = scale
         try:
             yield
@@ -208,4 +216,4 @@ class FeatureCapture:
     @property
     def joined(self) -> bool:
         """Whether the term reached the host's backward pass in the current or last step."""
-        return bool(self._joined)
+        return self._joined

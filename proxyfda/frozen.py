@@ -85,16 +85,18 @@ def find_tokenize(trainer: type) -> Optional[Callable[[Sequence[str]], Tensor]]:
 def find_template(trainer: type, dataset: Any, name: str) -> str:
     """The hand-written prompt of a dataset, with ``{}`` for the class name.
 
-    From the dataset's ``template``, or the host's table ``CUSTOM_TEMPLATES`` (the family keeps it
-    with zero-shot CLIP) under the dataset's name in the config; else CLIP's "a photo of a {}.".
+    From the dataset's ``template``, or a table ``CUSTOM_TEMPLATES`` of the host (the family keeps
+    it with zero-shot CLIP) under the dataset's name in the config; else CLIP's "a photo of a {}.".
+    Tables of placeholders such as "X X X X {}." (TCP's) are no hand-written prompts.
     """
     own = getattr(dataset, "template", None)
     if isinstance(own, str):
         return own
     for module in _host_modules(trainer):
         table = getattr(module, "CUSTOM_TEMPLATES", None)
-        if isinstance(table, dict) and isinstance(table.get(name), str):
-            return table[name]
+        found = table.get(name) if isinstance(table, dict) else None
+        if isinstance(found, str) and not re.search(r"\bX\b", found):
+            return found
     return DEFAULT_TEMPLATE
 
 

@@ -65,10 +65,13 @@ class ProxyFDAMixin:
         fda_mode: mode where ``TRAINER.PROXYFDA.MODE`` is empty.
         fda_modules: names of the image and the text encoder, dotted from the model down; a name
             may also stand deeper if it is the only one of its kind.
+        fda_backward_pass: which backward pass of a step takes the term, from 1, where the host
+            runs several over the same features.
     """
 
     fda_mode = "proxy_fda"
     fda_modules = {"image_encoder": "image_encoder", "text_encoder": "text_encoder"}
+    fda_backward_pass = 1
 
     _fda: Optional[FeatureAlignment] = None
     _fda_capture: Optional[FeatureCapture] = None
@@ -99,7 +102,9 @@ class ProxyFDAMixin:
                 self.device,
                 max(self.cfg.SEED, 0),
             )
-            self._fda_capture = FeatureCapture(encoders, self._fda.gradients)
+            self._fda_capture = FeatureCapture(
+                encoders, self._fda.gradients, self.fda_backward_pass
+            )
         if settings.m:
             self._fda_replace_batches(settings)
 
@@ -474,6 +479,7 @@ def make_trainer(
     mode: str = "proxy_fda",
     *,
     modules: Optional[Dict[str, str]] = None,
+    backward_pass: int = 1,
     frozen_text_features: Optional[Callable[[Any], Tensor]] = None,
     frozen_image_features: Optional[Callable[[Any, Tensor], Tensor]] = None,
 ) -> type:
@@ -484,6 +490,7 @@ def make_trainer(
         mode: ``"fda"`` or ``"proxy_fda"``.
         modules: where the host calls its encoders differently, see ``ProxyFDAMixin.fda_modules``;
             any of ``image_encoder`` and ``text_encoder``.
+        backward_pass: see ``ProxyFDAMixin.fda_backward_pass``.
         frozen_text_features: (trainer) -> [C, d], in place of what would be rebuilt.
         frozen_image_features: (trainer, images) -> [B, d], likewise.
 
@@ -499,6 +506,7 @@ def make_trainer(
     members: Dict[str, Any] = {
         "fda_mode": mode,
         "fda_modules": {**names, **(modules or {})},
+        "fda_backward_pass": backward_pass,
         "__doc__": f":class:`{host.__name__}` with the {_PREFIX[mode]} term "
         "(see :class:`ProxyFDAMixin`).",
         "__module__": host.__module__,

@@ -1,10 +1,13 @@
 """The plugin on hosts as they stand in other codebases: nothing added to them but registration."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import proxyfda
 from proxyfda.dassl import TRAINER_REGISTRY, build_trainer, get_cfg_default, set_random_seed
+from proxyfda.frozen import find_template
 from tests.plugin import dassl_hosts as hosts
 
 OLD = not hasattr(torch.amp, "GradScaler")
@@ -375,3 +378,41 @@ def test_whole_numbers_and_lists_of_spaces_need_no_notation(tmp_path):
         cfg.merge_from_list(["OPTIM.LR", "3"])
     with pytest.raises(ValueError, match="PROXYFDA.K"):
         cfg.merge_from_list(["TRAINER.PROXYFDA.K", "3.5"])
+
+
+@pytest.mark.parametrize(
+    ("table", "own", "found"),
+    [
+        ({"Pets": "a {} here."}, None, "a {} here."),
+        ({"Pets": "X X X X {}."}, None, "a photo of a {}."),
+        ({"Cars": "a {} here."}, None, "a photo of a {}."),
+        ({"Pets": "a {} here."}, "my {}", "my {}"),
+    ],
+    ids=["table", "placeholders", "other-dataset", "of-the-dataset"],
+)
+def test_the_hand_written_prompt(monkeypatch, table, own, found):
+    monkeypatch.setattr(hosts, "CUSTOM_TEMPLATES", table)
+    # other test modules of this package may have tables as well
+    monkeypatch.setattr("proxyfda.frozen._host_modules", lambda trainer: [hosts])
+    assert find_template(hosts.Plain, SimpleNamespace(template=own), "Pets") == found
+
+
+def test_the_backward_pass_that_takes_the_term_can_be_chosen(make):
+    def gradient_of_each_pass(trainer):
+        found, ctx = [], trainer.model.prompt_learner.ctx
+        batch = first_batch(trainer)
+        with trainer._fda_capture.step(lambda: 1.0):
+            loss = trainer.model(batch["img"], batch["label"])
+            for _ in range(2):
+                ctx.grad = None
+                loss.backward(retain_graph=True)
+                found.append(ctx.grad.clone())
+        return found
+
+    second = proxyfda.make_trainer(hosts.Coupled, "fda", backward_pass=2)
+    TRAINER_REGISTRY.register(second, force=True)
+    plain_first, term_second = gradient_of_each_pass(make("FDACoupled"))
+    TRAINER_REGISTRY.register(proxyfda.make_trainer(hosts.Coupled, "fda"), force=True)
+    term_first, plain_second = gradient_of_each_pass(make("FDACoupled"))
+    assert torch.equal(plain_first, plain_second) and torch.equal(term_first, term_second)
+    assert not torch.equal(plain_first, term_first)
