@@ -170,6 +170,13 @@ def maple() -> dict[str, list[Setting]]:
             term(host, "match", "image", 3),
             term(host, "kl", "image", 3),
         ],
+        "confirm": [
+            fda(host, "balanced", MODE="sampler", **BALANCED),
+            pull(host, "image", 3),
+            term(host, "regress", "image"),
+            term(host, "regress", "image", label="proxy", proxies=True),
+            term(host, "paper", "image", label="paper-preset", proxies=True, K=8, **MINED),
+        ],
     }
 
 
