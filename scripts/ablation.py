@@ -266,8 +266,10 @@ def accuracy(job: Job) -> float:
 
 
 def _with_error(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):+.1f} ± {error:.1f}"
+    mean = f"{statistics.mean(values):+.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}"
 
 
 def table(study: Study, runs: Runs) -> str:

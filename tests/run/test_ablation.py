@@ -44,6 +44,8 @@ def test_a_setting_with_missing_runs_says_so():
     study = ablation.Study("CoOp", (ablation.Setting("half", "F"), ablation.Setting("none", "F")))
     text = ablation.table(study, runs)
     assert "half (1 of 2 runs)" in text and "missing" in text
+    half = next(line for line in text.splitlines() if line.startswith("| half"))
+    assert "±" not in half  # one run has no standard error
 
 
 @pytest.mark.parametrize(
