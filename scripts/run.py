@@ -249,10 +249,16 @@ def _render_bundled(args: argparse.Namespace) -> None:
 
 
 def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
-    command = [sys.executable, "-m", "proxyfda.results", args.output]
     print(f"results in {args.output}", flush=True)
-    if args.protocol != "base2new" and any(job.complete for job in jobs):
-        subprocess.run(command, cwd=ROOT, check=False)
+    if args.protocol == "base2new" or not any(job.complete for job in jobs):
+        return
+    kind = "base2new" if args.protocol == "base2new_all" else args.protocol
+    if kind == "domain_generalization" and not set(args.targets) <= set(protocols.SHIFTED):
+        kind = "cross_dataset"
+    if kind != "base2new" and all(is_zero_shot(name) for name in args.trainer.split(",")):
+        kind = "zeroshot"
+    command = [sys.executable, "-m", "proxyfda.results", args.output, "--protocol", kind]
+    subprocess.run(command, cwd=ROOT, check=False)
 
 
 if __name__ == "__main__":

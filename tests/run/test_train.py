@@ -134,6 +134,40 @@ def test_wrong_options_are_told_in_one_sentence(run, tmp_path, trainer, words, m
     assert not (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--eval-only",), "--eval-only of CoOp needs --model-dir"),
+        (("--eval-only", "--model-dir", "nowhere"), "--model-dir nowhere does not exist"),
+        (("--eval-only", "--model-dir", "{out}"), "--output-dir and --model-dir are both"),
+        (("--model-dir", "{out}"), "is for --eval-only; to go on from a checkpoint"),
+    ],
+    ids=["none", "missing", "the output folder", "in training"],
+)
+def test_wrong_model_folders_are_told_and_nothing_is_written(run, tmp_path, words, message):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(out, "CoOp", *(word.format(out=out) for word in words))
+    assert os.listdir(out) == []
+
+
+def test_the_same_command_again_trains_nothing_and_gives_the_same(run, tmp_path, capsys):
+    first = run(tmp_path / "out", "CoOp", *BASE)
+    prompt = learned(tmp_path / "out")
+    capsys.readouterr()
+    assert run(tmp_path / "out", "CoOp", *BASE)["accuracy"] == first["accuracy"]
+    assert "epoch [" not in capsys.readouterr().out
+    assert torch.equal(learned(tmp_path / "out"), prompt)
+
+
+def test_a_run_without_seed_and_shots_says_so(run, tmp_path, capsys):
+    run(tmp_path / "out", "CoOp", "OPTIM.MAX_EPOCH", 1, seed=-1)
+    printed = capsys.readouterr().out
+    assert "No --seed is given" in printed
+    assert "DATASET.NUM_SHOTS is -1: training on all training images" in printed
+
+
 def test_a_missing_config_names_those_that_exist(tmp_path):
     args = train.parser().parse_args(
         ["--config-file", str(ROOT / "configs/trainers/CoOp/vit.yaml")]
