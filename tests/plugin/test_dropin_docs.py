@@ -16,6 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
 def test_the_three_lines_run_in_a_train_py():
+    pytest.importorskip("open_clip")  # the trainers here, in the place of the host's
     (block,) = [block for block in BLOCKS if "# 1" in block and "# 3" in block]
     scope = {}
     exec(block, scope)
