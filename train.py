@@ -252,6 +252,8 @@ def check_output(args, cfg=None):
     free = set(_FREE_KEYS)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
+    if not ours["trained_on"] or not theirs.get("trained_on"):
+        free.add("trained_on")  # a prompt of another codebase, or one that has been moved away
     changed = [
         key
         for key in sorted(set(ours) | set(theirs))
@@ -268,7 +270,13 @@ def check_output(args, cfg=None):
 
 
 def _identity(args, cfg):
-    return {"task": "eval" if args.eval_only else "train", **plain(cfg)}
+    """What a run is: its config, and what an evaluated prompt was trained on."""
+    task, source = "eval" if args.eval_only else "train", ""
+    path = osp.join(args.model_dir, "config.yaml")
+    if args.eval_only and osp.isfile(path):
+        with open(path) as file:
+            source = ((yaml.safe_load(file) or {}).get("DATASET") or {}).get("NAME", "")
+    return {"task": task, "trained_on": source, **plain(cfg)}
 
 
 def claim_output(args, cfg):

@@ -106,6 +106,25 @@ def test_an_output_folder_of_another_config_is_refused_untouched(run, tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
 
+def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp_path, config):
+    words = ["--config-file", str(config), "--trainer", "CoOp", "--eval-only"]
+    words += ["--output-dir", str(tmp_path / "out"), "DATASET.NAME", "ImageFolder"]
+
+    def arguments(source):
+        if source:
+            (tmp_path / source).mkdir()
+            (tmp_path / source / "config.yaml").write_text(f"DATASET: {{NAME: {source}}}")
+        folder = str(tmp_path / (source or "moved"))
+        return train.parser().parse_args([*words[:4], "--model-dir", folder, *words[4:]])
+
+    args = arguments("Fruits")
+    train.claim_output(args, train.setup_cfg(args))
+    train.check_output(args)
+    train.check_output(arguments(""))
+    with pytest.raises(FileExistsError, match="trained_on is 'Fruits' there and 'Scenes' here"):
+        train.check_output(arguments("Scenes"))
+
+
 @pytest.mark.parametrize(
     ("trainer", "words", "message"),
     [
