@@ -32,16 +32,14 @@ SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 # -- configs ------------------------------------------------------------------------------------
 
 
-def default_config(
-    trainer: str, dataset: str, protocol: str = "base2new", shots: int = 16
-) -> tuple[str, list[str]]:
-    """Config and options that a protocol takes where none is named: ``configs/defaults.yaml``.
+def default_config(trainer: str, dataset: str, protocol: str = "base2new", shots: int = 16) -> str:
+    """Config that a protocol takes where none is named, from ``configs/defaults.yaml``.
 
     Raises:
         ValueError: the file has nothing for this trainer.
     """
     if dataset.startswith("bundled"):
-        return "bundled", []
+        return "bundled"
     with open(osp.join(CONFIGS, "defaults.yaml")) as file:
         table = yaml.safe_load(file)[protocol]
     rules = table.get(trainer) or table.get(plain_trainer(trainer)[1])
@@ -52,7 +50,7 @@ def default_config(
         )
     for rule in [{"config": rules}] if isinstance(rules, str) else rules:
         if dataset in rule.get("datasets", [dataset]) and shots in rule.get("shots", [shots]):
-            return rule["config"], [str(w) for kv in rule.get("options", {}).items() for w in kv]
+            return rule["config"]
     raise ValueError(
         f"configs/defaults.yaml has no rule of {trainer!r} for {dataset} with {shots} shots in "
         f"{protocol}; name a config with --cfg or CFG="
@@ -109,12 +107,10 @@ class _Setting:
         self.trainer, self.shots = trainer, shots
         self.data, self.output = data, output
         self.dataset = dataset_name(dataset)
-        own: list[str] = []
-        if not cfg:
-            cfg, own = default_config(trainer, self.dataset, protocol, shots)
+        cfg = cfg or default_config(trainer, self.dataset, protocol, shots)
         self.config = label or cfg
         self.label = label
-        self.opts = [*own, *(opts or [])]
+        self.opts = opts or []
         self._config_file = find_config(trainer, cfg)
         self._dataset_file = dataset_config(dataset)
 
