@@ -379,7 +379,9 @@ def test_zero_shot_runs_are_the_same_in_all_protocols_of_all_classes():
         ("CoOp", "dtd", 4, "vit_b16_ep100"),
         ("ProxyFDACoOp", "dtd", 8, "vit_b16"),
         ("CoOp", "imagenet", 16, "vit_b16_ep50"),
-        ("PromptSRC", "dtd", 16, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
+        ("PromptSRC", "dtd", 16, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45"),
+        ("PromptSRC", "food101", 1, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
+        ("FDAMaPLe", "dtd", 4, "vit_b16_c2_ep20_batch64_2ctx"),
     ],
     ids=lambda value: str(value),
 )
@@ -393,7 +395,7 @@ def test_few_shot_configs_follow_the_papers(trainer, dataset, shots, config):
     [("caltech101", 30, 30), ("sun397", 30, 30), ("eurosat", 45, 5), ("oxford_flowers", 45, 5)],
 )
 def test_promptsrc_s_few_shot_aggregation_depends_on_the_dataset(dataset, mean, std):
-    (job,) = protocols.fewshot_jobs("FDAPromptSRC", dataset, 1, shots=1, **WHERE)
+    (job,) = protocols.fewshot_jobs("PromptSRC", dataset, 1, shots=1, **WHERE)
     cfg = train.setup_cfg(train.parser().parse_args(job.argv))
     assert (mean, std) == (cfg.TRAINER.PROMPTSRC.GPA_MEAN, cfg.TRAINER.PROMPTSRC.GPA_STD)
     assert cfg.OPTIM.MAX_EPOCH == 50
