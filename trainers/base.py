@@ -31,9 +31,8 @@ from proxyfda.dassl import (
     build_optimizer,
     find_checkpoint,
 )
+from proxyfda.frozen import DEFAULT_TEMPLATE
 from trainers.checkpoints import LearnerState
-
-DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 def dataset_template(dataset) -> str:
