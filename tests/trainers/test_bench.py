@@ -1,11 +1,11 @@
 """The benchmark script on the bundled CLIP: it runs, and measures what it says."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
 
@@ -41,13 +41,21 @@ def test_tables(bench, monkeypatch, capsys):
         assert all(value > 0.2 for value in ratios)
 
 
-def test_peak_memory_is_that_of_the_job(bench):
-    def job():
-        first = torch.ones(32 << 18)  # 32 MiB
-        del first
-        return torch.ones(64 << 18).sum()
-
-    assert 60 < bench.peak_memory(job) < 110
+@pytest.mark.skipif(sys.platform != "linux", reason="resets the high-water mark through /proc")
+def test_peak_memory_is_that_of_the_job():
+    code = """
+import bench, torch
+def job():
+    first = torch.ones(32 << 18)  # 32 MiB
+    del first
+    return torch.ones(64 << 18).sum()
+print(bench.peak_memory(job))
+"""
+    # In a process of its own, as the benchmark does: what this one has freed would be used again.
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, check=True
+    )
+    assert 60 < float(done.stdout.split()[-1]) < 110
 
 
 def test_names_are_real_and_distinct(bench):
