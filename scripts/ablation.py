@@ -208,7 +208,6 @@ def cocoop() -> dict[str, list[Setting]]:
         "schedules": [
             schedule(host, 1, 10, 0.002),  # upstream's
             schedule(host, 4, 10, 0.004),
-            schedule(host, 8, 10, 0.006),
             *(schedule(host, 48, 10, lr) for lr in (0.002, 0.014, 0.05, 0.1)),
         ],
     }
