@@ -98,12 +98,20 @@ def dataset_config(dataset: str) -> str:
 class _Setting:
     """A trainer with a config on a dataset: what the jobs of an experiment have in common.
 
+    Args:
+        data, output: folders of the datasets and of the results.
+        cfg: config of the trainer, by default that of ``configs/defaults.yaml``.
+        label: name of the config's folder in the output, where ``opts`` make it differ.
+        opts: trailing options of train.py.
+
     Attributes:
         dataset: name of the dataset's folder in the output.
         config: name of the config's folder there.
     """
 
-    def __init__(self, protocol, trainer, dataset, shots, *, data, output, cfg, label, opts):
+    def __init__(
+        self, protocol, trainer, dataset, shots, *, data, output, cfg="", label="", opts=None
+    ):
         self.trainer, self.shots = trainer, shots
         self.data, self.output = data, output
         self.dataset = dataset_name(dataset)
@@ -159,26 +167,16 @@ def base2new_jobs(
     seed: int,
     *,
     shots: int = 16,
-    data: str,
-    output: str,
-    cfg: str = "",
-    label: str = "",
-    opts: list[str] | None = None,
     split: str = "test",
+    **where,
 ) -> list[Job]:
     """Train on the base classes and test on them, then test on the new classes.
 
     Args:
-        data, output: folders of the datasets and of the results.
-        cfg: config of the trainer, by default that of ``configs/defaults.yaml``.
-        label: name of the config's folder in the output, where ``opts`` make it differ.
-        opts: trailing options of train.py.
         split: split to evaluate on; ``val`` for choosing settings.
+        where: ``data``, ``output``, ``cfg``, ``label`` and ``opts`` of :class:`_Setting`.
     """
-    setting = _Setting(
-        "base2new", trainer, dataset, shots,
-        data=data, output=output, cfg=cfg, label=label, opts=opts,
-    )  # fmt: skip
+    setting = _Setting("base2new", trainer, dataset, shots, **where)
     tail = osp.join(setting.dataset, f"shots_{shots}", trainer, setting.config, f"seed{seed}")
 
     def job(part: str, *words: str, **more) -> Job:
@@ -209,17 +207,12 @@ def fewshot_jobs(
     seed: int,
     *,
     shots: int,
-    data: str,
-    output: str,
-    cfg: str = "",
-    label: str = "",
-    opts: list[str] | None = None,
+    **where,
 ) -> list[Job]:
     """Train on all classes with ``shots`` images each, and test; arguments as above."""
-    where = {"data": data, "output": output, "label": label, "opts": opts}
     if is_zero_shot(trainer):
-        return zeroshot_jobs(dataset, trainer=trainer, cfg=cfg, **where)
-    setting = _Setting("fewshot", trainer, dataset, shots, cfg=cfg, **where)
+        return zeroshot_jobs(dataset, trainer=trainer, **where)
+    setting = _Setting("fewshot", trainer, dataset, shots, **where)
     return [_training(setting, seed)]
 
 
@@ -236,22 +229,17 @@ def transfer_jobs(
     seed: int,
     *,
     shots: int = 16,
-    data: str,
-    output: str,
-    cfg: str = "",
-    label: str = "",
-    opts: list[str] | None = None,
+    **where,
 ) -> list[Job]:
     """Train on all classes of the source and test there, then test on every target.
 
     Cross-dataset transfer and domain generalisation are this with other targets, and share the
     training. Zero-shot CLIP is tested on all of them.
     """
-    where = {"data": data, "output": output, "label": label, "opts": opts}
     if is_zero_shot(trainer):
-        each = [zeroshot_jobs(t, trainer=trainer, cfg=cfg, **where) for t in (source, *targets)]
+        each = [zeroshot_jobs(t, trainer=trainer, **where) for t in (source, *targets)]
         return [job for jobs in each for job in jobs]
-    setting = _Setting("transfer", trainer, source, shots, cfg=cfg, **where)
+    setting = _Setting("transfer", trainer, source, shots, **where)
     train = _training(setting, seed)
     jobs = [train]
     for target in targets:
@@ -276,16 +264,9 @@ def zeroshot_jobs(
     dataset: str,
     *,
     trainer: str = "ZeroshotCLIP",
-    data: str,
-    output: str,
-    cfg: str = "",
-    label: str = "",
-    opts: list[str] | None = None,
+    **where,
 ) -> list[Job]:
     """Test zero-shot CLIP on all classes. Seed and shots play no part."""
-    setting = _Setting(
-        "zeroshot", trainer, dataset, -1,
-        data=data, output=output, cfg=cfg, label=label, opts=opts,
-    )  # fmt: skip
+    setting = _Setting("zeroshot", trainer, dataset, -1, **where)
     folder = osp.join(trainer, setting.config, setting.dataset)
     return [setting.job(folder, 1, "zero-shot", "--eval-only")]
