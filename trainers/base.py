@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from proxyfda.clip import (
     PRECISIONS,
+    ClassPrompts,
     ImageEncoder,
     StateCache,
     TextEncoder,
@@ -46,27 +47,57 @@ def unit(features: Tensor) -> Tensor:
 
 
 class PromptLearner(nn.Module):
-    """The learnables of a trainer; its state dict is what checkpoints hold.
+    """The learnables of a trainer, a context before the class names being the first of them; its
+    state dict is what checkpoints hold.
 
-    Subclasses set ``tokenized_prompts`` (a buffer [n, L] outside the state dict) and override
-    ``text_prompts`` and, where the image side is prompted too, ``image_prompts``.
+    Subclasses add deeper text prompts (``text_prompts``) and, where the image side is prompted too,
+    ``image_prompts``.
+
+    Args:
+        text_encoder: of the CLIP to be prompted.
+        classnames: n names.
+        context: what ``ctx`` starts from, [n_ctx, w] or [n, n_ctx, w] one for each class.
+        words: the context in words, see :class:`proxyfda.clip.ClassPrompts`.
+        position: of the class name: ``end``, ``middle`` or ``front``.
 
     Attributes:
-        shared_tokens: number of leading tokens that the prompts of all classes have in common.
         upstream: pairs of patterns, a learnable's name here and in upstream's checkpoints of the
             whole model; ``{}`` stands for anything, and the first that fits counts.
         prompt_sets: first parts of the names of prompts that belong together -> the options that
             give the number of their tokens and that of their sets (layers), if there is one.
     """
 
-    tokenized_prompts: Tensor
-    shared_tokens: int = 0
     upstream: Sequence[tuple[str, str]] = (("{}", "prompt_learner.{}"),)
     prompt_sets: dict[tuple[str, ...], tuple[str, str]] = {}
 
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        classnames: list[str],
+        context: Tensor,
+        words: str = "",
+        position: str = "end",
+    ):
+        super().__init__()
+        n_ctx = context.shape[-2]
+        print(f'Initial context: "{words or " ".join(["X"] * n_ctx)}"')
+        print(f"Number of context words (tokens): {n_ctx}")
+        self.ctx = nn.Parameter(context)
+        self.class_prompts = ClassPrompts(text_encoder, classnames, n_ctx, words, position)
+
+    @property
+    def tokenized_prompts(self) -> Tensor:
+        """Ids [n, L] of the prompts."""
+        return self.class_prompts.tokenized_prompts
+
+    @property
+    def shared_tokens(self) -> int:
+        """Number of leading tokens that the prompts of all classes have in common."""
+        return self.class_prompts.shared_tokens(self.ctx)
+
     def text_prompts(self) -> tuple[Tensor, Sequence[Tensor]]:
         """Embedded prompts [n, L, w] of the classes, and the prompts of deeper blocks."""
-        raise NotImplementedError
+        return self.class_prompts(self.ctx), ()
 
     def image_prompts(self) -> tuple[Tensor | None, Sequence[Tensor]]:
         """Prompts [t, w] of the image encoder's input, and those of deeper blocks."""

@@ -6,9 +6,9 @@ Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from proxyfda.clip import POSITIONS, ClassPrompts, TextEncoder, did_you_mean, initial_context
+from proxyfda.clip import POSITIONS, TextEncoder, did_you_mean, initial_context
 from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
 from trainers.base import PromptLearner, PromptTrainer
 
@@ -37,11 +37,9 @@ class ContextLearner(PromptLearner):
         csc: bool = False,
         position: str = "end",
     ):
-        super().__init__()
         words = ctx_init.replace("_", " ").strip()
         if words:
-            n_ctx = len(words.split())
-            context = initial_context(text_encoder, words, n_ctx)
+            context = initial_context(text_encoder, words, len(words.split()))
             if csc:
                 print("CTX_INIT gives one context to all classes, CSC has no effect")
         else:
@@ -50,21 +48,7 @@ class ContextLearner(PromptLearner):
             shape = (len(classnames), n_ctx) if csc else (n_ctx,)
             context = torch.empty(*shape, text_encoder.width)
             nn.init.normal_(context, std=0.02)
-        print(f'Initial context: "{words or " ".join(["X"] * n_ctx)}"')
-        print(f"Number of context words (tokens): {n_ctx}")
-        self.ctx = nn.Parameter(context)
-        self.class_prompts = ClassPrompts(text_encoder, classnames, n_ctx, words, position)
-
-    @property
-    def tokenized_prompts(self) -> Tensor:
-        return self.class_prompts.tokenized_prompts
-
-    @property
-    def shared_tokens(self) -> int:
-        return self.class_prompts.shared_tokens(self.ctx)
-
-    def text_prompts(self):
-        return self.class_prompts(self.ctx), ()
+        super().__init__(text_encoder, classnames, context, words, position)
 
 
 @TRAINER_REGISTRY.register()

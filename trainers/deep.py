@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from proxyfda.clip import ClassPrompts, ImageEncoder, TextEncoder, initial_context
+from proxyfda.clip import ImageEncoder, TextEncoder, initial_context
 from trainers.base import PromptLearner, PromptTrainer
 
 MAX_WORDS = 4  # longer contexts start at random, whatever CTX_INIT says (as upstream)
@@ -32,13 +32,12 @@ class DeepPromptLearner(PromptLearner):
     """
 
     def __init__(self, text_encoder: TextEncoder, classnames: list[str], n_ctx: int, ctx_init: str):
-        super().__init__()
         words = ctx_init.replace("_", " ").strip()
         if words and n_ctx > MAX_WORDS:
             print(f'CTX_INIT "{words}" is not used: {n_ctx} context tokens are above {MAX_WORDS}')
             words = ""
         if words:
-            context = nn.Parameter(initial_context(text_encoder, words, n_ctx))
+            context = initial_context(text_encoder, words, n_ctx)
             used = int(text_encoder.eot_positions(text_encoder.tokenize([words]))) - 1
             if used < n_ctx:
                 print(
@@ -47,18 +46,7 @@ class DeepPromptLearner(PromptLearner):
                 )
         else:
             context = random_prompts(n_ctx, text_encoder.width)
-        print(f'Initial context: "{words or " ".join(["X"] * n_ctx)}"')
-        print(f"Number of context words (tokens): {n_ctx}")
-        self.ctx = context
-        self.class_prompts = ClassPrompts(text_encoder, classnames, n_ctx, words)
-
-    @property
-    def tokenized_prompts(self) -> Tensor:
-        return self.class_prompts.tokenized_prompts
-
-    @property
-    def shared_tokens(self) -> int:
-        return self.class_prompts.shared_tokens(self.ctx)
+        super().__init__(text_encoder, classnames, context, words)
 
 
 class DeepPromptTrainer(PromptTrainer):
