@@ -20,11 +20,11 @@ import yaml
 from yacs.config import CfgNode
 
 import proxyfda
-from proxyfda.errors import tell_mistakes
-from proxyfda.lock import folder_lock
+from proxyfda.experiments.lock import folder_lock
+from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, show_user_errors
 
 if __name__ == "__main__":
-    tell_mistakes()  # before the imports, which choose the engine
+    show_user_errors()  # before the imports, which choose the engine
 
 import datasets  # noqa: F401  (registers the readers)
 import trainers  # noqa: F401  (registers the trainers)
@@ -140,13 +140,13 @@ def _merge(merge, what, cfg):
             .replace("Non-existent key: ", "")
             .strip("'\" ")
         )
-        raise ValueError(
+        raise BadValue(
             f"{what} sets {missing!r}, which is no option; {_near(missing, cfg)}"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{what} has a value of the wrong type: {error}") from None
+        raise BadValue(f"{what} has a value of the wrong type: {error}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise BadValue(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _widened(value, wanted):
@@ -174,7 +174,7 @@ def _merge_file(cfg, path, flag):
             if known
             else f"there is no {folder} with YAML files"
         )
-        raise FileNotFoundError(f"{flag} {path} does not exist; {there}")
+        raise NotFound(f"{flag} {path} does not exist; {there}")
 
     def merge():
         with open(path) as file:
@@ -185,13 +185,13 @@ def _merge_file(cfg, path, flag):
 
 def _merge_opts(cfg, opts):
     if len(opts) % 2:
-        raise ValueError(
+        raise BadValue(
             "the trailing options come in pairs KEY VALUE, but there are "
             f"{len(opts)} words: {' '.join(opts)}"
         )
     for key, value in zip(opts[::2], opts[1::2]):
         if key not in set(_keys(cfg)):
-            raise ValueError(f"{key!r} is no option; {_near(key, cfg)}")
+            raise BadValue(f"{key!r} is no option; {_near(key, cfg)}")
         option = f"option {key} {value}"
         wanted = functools.reduce(lambda node, name: node[name], key.split("."), cfg)
         if isinstance(wanted, float) and value.lstrip("+-").isdigit():
@@ -214,7 +214,7 @@ def setup_cfg(args):
     _merge_opts(cfg, args.opts)
     for name, flag in (("TRAINER", "--trainer"), ("DATASET", "--dataset-config-file")):
         if not cfg[name].NAME:
-            raise ValueError(
+            raise BadValue(
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )
     cfg.freeze()
@@ -261,7 +261,7 @@ def check_output(args, cfg=None):
     ]
     if changed:
         key = changed[0]
-        raise FileExistsError(
+        raise AlreadyExists(
             f"{cfg.OUTPUT_DIR} holds a run with another config "
             f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
             + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
@@ -334,7 +334,7 @@ def check_model_dir(args, cfg):
     """
     if not args.eval_only:
         if args.model_dir:
-            raise ValueError(
+            raise BadValue(
                 f"--model-dir {args.model_dir} is for --eval-only; to go on from a checkpoint give "
                 "--resume, to start from its values MODEL.INIT_WEIGHTS"
             )
@@ -342,16 +342,16 @@ def check_model_dir(args, cfg):
     if not args.model_dir:
         if is_zero_shot(cfg.TRAINER.NAME):
             return
-        raise ValueError(
+        raise BadValue(
             f"--eval-only of {cfg.TRAINER.NAME} needs --model-dir, the output folder of the "
             "training to evaluate; without training there is ZeroshotCLIP"
         )
     if not osp.isdir(args.model_dir):
-        raise FileNotFoundError(
+        raise NotFound(
             f"--model-dir {args.model_dir} does not exist; give the output folder of a training"
         )
     if osp.realpath(args.model_dir) == osp.realpath(cfg.OUTPUT_DIR):
-        raise ValueError(
+        raise BadValue(
             f"--output-dir and --model-dir are both {args.model_dir}; give an output folder of its "
             "own, so that the training's log and result stay what they are"
         )

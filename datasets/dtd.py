@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets.building import FolderDataset
+from datasets.make_split import FolderDataset
 from datasets.split import Counts
 from proxyfda.dassl import DATASET_REGISTRY
 

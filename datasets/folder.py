@@ -7,9 +7,10 @@ import os
 
 import yaml
 
-from datasets.building import is_image
+from datasets.make_split import is_image
 from datasets.split import PARTS, Entry, SplitDataset
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.errors import BadValue, NotFound
 
 DESCRIPTION = "dataset.yaml"
 PART_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -71,7 +72,7 @@ class ImageFolder(SplitDataset):
             )
         classes = found.get("train", found.get("all"))
         if len(classes) < 2:
-            raise FileNotFoundError(
+            raise NotFound(
                 f"ImageFolder needs at least 2 class folders in {parts.get('train', root)}, found "
                 f"{len(classes)}; point DATASET.ROOT to the folder that holds the class folders"
             )
@@ -95,7 +96,7 @@ class ImageFolder(SplitDataset):
             return {}
 
         def fault(what):
-            return ValueError(f"{self.split_path}: {what}; correct it or remove the file")
+            return BadValue(f"{self.split_path}: {what}; correct it or remove the file")
 
         try:
             with open(self.split_path, encoding="utf-8") as file:
@@ -123,7 +124,7 @@ class ImageFolder(SplitDataset):
             here = [os.path.join(self.image_dir, word) for word in spellings]
             here = [folder for folder in here if os.path.isdir(folder)]
             if len(here) > 1:
-                raise ValueError(f"ImageFolder: {here[0]} and {here[1]} are both val; remove one")
+                raise BadValue(f"ImageFolder: {here[0]} and {here[1]} are both val; remove one")
             if here:
                 parts[part] = here[0]
         if "train" not in parts or len(parts) == 1:  # "train" alone may be a class, with trams
@@ -160,21 +161,21 @@ class ImageFolder(SplitDataset):
     def _refuse_strangers(self, found, classes, names):
         unknown = [folder for folder in names if folder not in classes]
         if unknown:
-            raise ValueError(
+            raise BadValue(
                 f"{self.split_path} names the class folder {unknown[0]!r}, which does not exist; "
                 "correct the name (it is case-sensitive)"
             )
         for part, folders in found.items():
             unknown = [folder for folder in folders if folder not in classes]
             if unknown:
-                raise ValueError(
+                raise BadValue(
                     f"ImageFolder: {part} has the class {unknown[0]!r}, which has no folder in "
                     "train; use the same class folders everywhere"
                 )
             empty = [folder for folder in classes if not folders.get(folder)]
             if empty:
                 kind = "" if part == "all" else f"{part} "
-                raise ValueError(
+                raise BadValue(
                     f"ImageFolder: {len(empty)} of {len(classes)} classes have no {kind}images, "
                     f"the first is {empty[0]!r}; add images or remove the folder"
                 )
@@ -205,7 +206,7 @@ class ImageFolder(SplitDataset):
         few = {folder: len(images) for folder, images in found.items() if len(images) < fewest}
         if few:
             folder, n = next(iter(few.items()))
-            raise ValueError(
+            raise BadValue(
                 f"ImageFolder: {len(few)} classes have fewer than the {fewest} images that "
                 f"{purpose} needs, the first is {folder!r} with {n}; add images or remove the class"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from datasets.building import class_folders, read_rows, tell_skipped
+from datasets.make_split import class_folders, read_rows, tell_skipped
 from datasets.split import Counts, Entry, SplitDataset, check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 

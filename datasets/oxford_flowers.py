@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from datasets.building import SPLIT_SEED, AnnotatedDataset, cut
+from datasets.make_split import SPLIT_SEED, AnnotatedDataset, cut
 from datasets.split import Counts, Entry, lent_stream
 from proxyfda.dassl import DATASET_REGISTRY
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets.building import AnnotatedDataset
+from datasets.make_split import AnnotatedDataset
 from datasets.split import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY
 

@@ -14,7 +14,7 @@ A split file is an object with ``train``, ``val`` and ``test``, each a list of
 Few-shot sampling draws exactly what the CoOp family draws for the same seed, but from a stream of
 its own that starts at ``cfg.SEED``: the result depends neither on what drew from Python's global
 ``random`` before nor on whether a few-shot cache existed, and the global stream is left as it was.
-A split that has to be made first is drawn from yet another stream (see :mod:`datasets.building`),
+A split that has to be made first is drawn from yet another stream (see :mod:`datasets.make_split`),
 whereas upstream's shots go on in the stream that made it, in that one run.
 """
 
@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from datasets.upstream_cache import read_upstream_cache
 from proxyfda.dassl import DatasetBase, Datum
+from proxyfda.utils.errors import BadValue, NotFound
 
 PARTS = ("train", "val", "test")
 SUBSAMPLE_WORDS = ("all", "base", "new")
@@ -80,7 +81,7 @@ class SplitDataset(DatasetBase):
         split_sha256: of the published split file, or empty; looked at by the check alone.
         template: hand-written prompt with one ``{}`` for the class name (zero-shot CLIP, anchors).
         hint: how to get the data, appended to the error when something is missing.
-        expected: :class:`Counts` of the complete data, or ``None``; ``python -m proxyfda.data
+        expected: :class:`Counts` of the complete data, or ``None``; ``python -m datasets.check
             check`` compares with them, reading does not.
         val_is_test: the test images serve as validation images, all of them.
         test_only: there are test images alone; they stand for the training images, too, and
@@ -125,7 +126,7 @@ class SplitDataset(DatasetBase):
     def __init__(self, cfg):
         shots, subsample = cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
         if shots < 1 and shots != -1:
-            raise ValueError(
+            raise BadValue(
                 f"DATASET.NUM_SHOTS is {shots}; give 1 or more images per class, or -1 for all"
             )
         _check_subsample(subsample)
@@ -196,7 +197,7 @@ class SplitDataset(DatasetBase):
         """Make a split from something other than a split file: ``(train, val, test)``, lists of
         :class:`Entry`. There is no such thing unless a subclass knows one."""
         if not self.split_file:
-            raise ValueError(f"{self.name} declares no split_file; name one or override parts()")
+            raise BadValue(f"{self.name} declares no split_file; name one or override parts()")
         raise self._gone("split file", self.split_path)
 
     def require(self, what, path):
@@ -207,7 +208,7 @@ class SplitDataset(DatasetBase):
 
     def _gone(self, what, path):
         near = _alike(path)
-        return FileNotFoundError(
+        return NotFound(
             f"{self.name}: the {what} {path} does not exist; "
             + (f"rename or link {near}, which is there, or " if near else "")
             + self.hint
@@ -218,7 +219,7 @@ class SplitDataset(DatasetBase):
         return _alike(self.dataset_dir)
 
     def _fault(self, what):
-        return ValueError(f"{self.name} in {self.dataset_dir} cannot be read ({what}); {self.hint}")
+        return BadValue(f"{self.name} in {self.dataset_dir} cannot be read ({what}); {self.hint}")
 
     def images(self, parts):
         """The absolute paths of all listed images: ``(there, missing)``, without repetition."""
@@ -344,7 +345,7 @@ class SplitDataset(DatasetBase):
         half = math.ceil(len(labels) / 2)
         kept = labels[:half] if subsample == "base" else labels[half:]
         if not kept:
-            raise ValueError(
+            raise BadValue(
                 f"DATASET.SUBSAMPLE_CLASSES {subsample} leaves no class of the {len(labels)} there "
                 "are; use all, or a dataset with more classes"
             )
@@ -421,7 +422,7 @@ def _find_images(parts, image_dir, source, hint):
     """Refuse missing images; returns what is spelled otherwise on disk, as ``find_files`` does."""
     spelled, missing = find_files(_paths(parts, image_dir))
     if missing:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{len(missing)} of {sum(map(len, parts.values()))} images listed in {source} are "
             f"missing, the first is {missing[0]}; {hint}"
         )
@@ -458,15 +459,15 @@ def _alike(path):
 
 def _check_subsample(word):
     if word not in SUBSAMPLE_WORDS:
-        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {word!r}; use all, base or new")
+        raise BadValue(f"DATASET.SUBSAMPLE_CLASSES is {word!r}; use all, base or new")
 
 
 def _data_root(cfg):
     if not cfg.DATASET.ROOT:
-        raise ValueError("DATASET.ROOT is empty; name the folder of the datasets with --root")
+        raise BadValue("DATASET.ROOT is empty; name the folder of the datasets with --root")
     root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     if not os.path.isdir(root):
-        raise FileNotFoundError(
+        raise NotFound(
             f"the data root {root} is no folder; name the folder of the datasets with --root"
         )
     return root
@@ -478,7 +479,7 @@ def _parse_split(filepath):
     print(f"Reading split from {filepath}")
 
     def fault(what):
-        return ValueError(f"{filepath} is no valid split file ({what}); fetch or make it again")
+        return BadValue(f"{filepath} is no valid split file ({what}); fetch or make it again")
 
     try:
         with open(filepath, encoding="utf-8") as file:
@@ -551,13 +552,13 @@ def _read_cache(path, parts, checksum):
     with open(path, encoding="utf-8") as file:
         cache = json.load(file)
     if not isinstance(cache, dict) or cache.get("format") != CACHE_FORMAT:
-        raise ValueError("another format")
+        raise BadValue("another format")
     if cache.get("split_sha256") != checksum:
-        raise ValueError("it was drawn from another split")
+        raise BadValue("it was drawn from another split")
     try:
         chosen = {part: [Entry(*entry) for entry in cache[part]] for part in ("train", "val")}
     except (KeyError, TypeError):
-        raise ValueError("its lists are damaged") from None
+        raise BadValue("its lists are damaged") from None
     return {**chosen, "test": parts["test"]}
 
 
@@ -567,12 +568,12 @@ def _check_choice(chosen, parts, shots):
         try:
             strangers = set(chosen[part]) - set(parts[part])
         except TypeError:
-            raise ValueError(f"its {part} list is damaged") from None
+            raise BadValue(f"its {part} list is damaged") from None
         if strangers:
-            raise ValueError(f"its {part} list names images that the split does not have")
+            raise BadValue(f"its {part} list names images that the split does not have")
         wanted = {label: min(most, n) for label, n in _counts(parts[part]).items()}
         if _counts(set(chosen[part])) != wanted or len(chosen[part]) != sum(wanted.values()):
-            raise ValueError(f"its {part} list has not {most} images per class")
+            raise BadValue(f"its {part} list has not {most} images per class")
 
 
 def _counts(items):

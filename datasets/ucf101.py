@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from datasets.building import AnnotatedDataset
+from datasets.make_split import AnnotatedDataset
 from datasets.split import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import pickle
 
+from proxyfda.utils.errors import BadValue
+
 
 class _Record:
     """What a pickled ``Datum`` holds."""
@@ -51,14 +53,14 @@ def read_upstream_cache(path, parts, checksum=None):
         raise
     except Exception as error:  # damaged pickles raise nearly anything
         reason = " ".join(str(error).split())
-        raise ValueError(f"no pickle of images: {reason}") from None
+        raise BadValue(f"no pickle of images: {reason}") from None
     if not isinstance(content, dict):
-        raise ValueError("no pickle of images: it holds no dict")
+        raise BadValue("no pickle of images: it holds no dict")
     chosen = {"test": parts["test"]}
     for part in ("train", "val"):
         listed = content.get(part, [] if not parts[part] else None)
         if not isinstance(listed, list):
-            raise ValueError(f"it has no list {part!r}")
+            raise BadValue(f"it has no list {part!r}")
         chosen[part] = _entries([_fields(item) for item in listed], parts[part], part)
     return chosen
 
@@ -69,7 +71,7 @@ def _fields(item):
         fields = state.get("_impath"), state.get("_label"), state.get("_classname")
         if [type(field) for field in fields] == [str, int, str]:
             return fields
-    raise ValueError("it lists something that is no image with label and class name")
+    raise BadValue("it lists something that is no image with label and class name")
 
 
 def _entries(listed, known, part):
@@ -83,9 +85,9 @@ def _entries(listed, known, part):
             old_root = next((path[:i] for i in [0, *steps] if path[i:] in by_path), "")
         entry = by_path.get(path[len(old_root) :]) if path.startswith(old_root) else None
         if entry is None:
-            raise ValueError(f"its {part} list has {impath}, which the split does not have")
+            raise BadValue(f"its {part} list has {impath}, which the split does not have")
         if (entry.label, entry.classname) != (label, classname):
-            raise ValueError(
+            raise BadValue(
                 f"it has {entry.path} as {label} {classname!r}, the split as {entry.label} "
                 f"{entry.classname!r}"
             )

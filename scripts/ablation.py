@@ -21,9 +21,9 @@ from runner.protocols import base2new_jobs, bundled_datasets
 from runner.sweep import run
 from tabulate import tabulate
 
-from proxyfda.config import SPACES
-from proxyfda.errors import tell_mistakes
-from proxyfda.metrics import harmonic_mean
+from proxyfda.integrations.dassl_options import SPACES
+from proxyfda.results.metrics import harmonic_mean
+from proxyfda.utils.errors import show_user_errors
 
 BALANCED = {"M": 16, "N": 4}
 MINED = {**BALANCED, "MINING": True}
@@ -325,5 +325,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    tell_mistakes()
+    show_user_errors()
     sys.exit(main())

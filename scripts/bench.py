@@ -39,9 +39,9 @@ import torch
 from tabulate import tabulate
 
 import train
-from proxyfda.clip import load_clip
+from proxyfda.backbones.clip import load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
-from proxyfda.errors import tell_mistakes
+from proxyfda.utils.errors import show_user_errors
 from trainers.cocoop import ConditionalCLIP
 
 BUNDLED = "ViT-Bundled"
@@ -344,5 +344,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    tell_mistakes()
+    show_user_errors()
     sys.exit(main())

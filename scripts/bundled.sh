@@ -20,4 +20,4 @@ cd "$ROOT"
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
 case " $* " in *" --dry-run "*) exit ;; esac
 "$PYTHON" -m proxyfda.results "$OUTPUT"
-"$PYTHON" -m proxyfda.figures "$OUTPUT" --out "$OUTPUT/figures"
+"$PYTHON" -m proxyfda.results.figures "$OUTPUT" --out "$OUTPUT/figures"

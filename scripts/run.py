@@ -17,8 +17,8 @@ import sys
 from runner import ROOT, launchers, protocols, sweep
 from runner.job import Job
 
-from proxyfda.errors import tell_mistakes
 from proxyfda.results import is_zero_shot
+from proxyfda.utils.errors import BadValue, show_user_errors
 
 # What each protocol takes before the KEY VALUE pairs; words in brackets may be left out.
 WORDS = {
@@ -90,7 +90,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        raise ValueError(
+        raise BadValue(
             f"{unknown[0]!r} is no option of this script; try --help, or KEY VALUE pairs"
         )
     _take_words(args)
@@ -101,12 +101,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     (args.workers,) = _numbers("--workers", args.workers or "1")[:1]
     for name, values in (("SHOTS", args.shots), ("--workers", [args.workers])):
         if min(values) < 1:
-            raise ValueError(f"{name} is {min(values)}; use at least 1")
+            raise BadValue(f"{name} is {min(values)}; use at least 1")
     if args.protocol != "fewshot" and len(args.shots) > 1:
-        raise ValueError(f"SHOTS is {args.shots}; {args.protocol} takes one number")
+        raise BadValue(f"SHOTS is {args.shots}; {args.protocol} takes one number")
     args.launcher = args.launcher or "local"
     if args.launcher not in ("local", "ray", "slurm"):
-        raise ValueError(f"--launcher is {args.launcher!r}; use local, ray or slurm")
+        raise BadValue(f"--launcher is {args.launcher!r}; use local, ray or slurm")
     _find_folders(args)
     return args
 
@@ -124,10 +124,10 @@ def _take_words(args: argparse.Namespace) -> None:
             setattr(args, name, words.pop(0))
         elif not optional and not getattr(args, name):
             usage = f"{args.protocol}.sh {WORDS[args.protocol]} [KEY VALUE ...]"
-            raise ValueError(f"{name.upper()} is not given; the usage is {usage}")
+            raise BadValue(f"{name.upper()} is not given; the usage is {usage}")
     args.opts = words
     if words and not _is_key(words[0]):
-        raise ValueError(
+        raise BadValue(
             f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "
             f"{WORDS[args.protocol]} [KEY VALUE ...]"
         )
@@ -142,7 +142,7 @@ def _numbers(name: str, words: str) -> list[int]:
     try:
         return [int(word) for word in re.split(r"[,\s]+", words.strip())]
     except ValueError:
-        raise ValueError(
+        raise BadValue(
             f"{name} is {words!r}; give a whole number, or several joined by commas"
         ) from None
 
@@ -164,7 +164,7 @@ def _find_folders(args: argparse.Namespace) -> None:
     args.used = [args.source, *args.targets] if moving else args.datasets
     if not args.data:
         if not set(args.used) <= set(bundled):
-            raise ValueError(
+            raise BadValue(
                 "the folder of the datasets is not given; use DATA=/path/to/datasets or --data"
             )
         args.data = osp.join(ROOT, "data")
@@ -217,7 +217,7 @@ def _where(args: argparse.Namespace) -> dict:
         folder = osp.join(args.output, "slurm")
         return {"launch": lambda chains: launchers.on_slurm(chains, options, folder)}
     if options:
-        raise ValueError(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
+        raise BadValue(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
     devices = launchers.local_devices(args.devices)
     if args.workers * len(devices) == 1:
         quiet = args.protocol != "base2new"
@@ -230,7 +230,7 @@ def _launcher_options(pairs: list[str]) -> dict:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--launcher-opt is {pair!r}; give KEY=VALUE")
+            raise BadValue(f"--launcher-opt is {pair!r}; give KEY=VALUE")
         for kind in (int, float, str):
             try:
                 options[key] = kind(value)
@@ -262,5 +262,5 @@ def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
 
 
 if __name__ == "__main__":
-    tell_mistakes()
+    show_user_errors()
     sys.exit(main())

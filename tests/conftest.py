@@ -32,6 +32,6 @@ def reference_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference_clip(reference_file):
     """That CLIP, loaded."""
-    from proxyfda.clip import load_clip
+    from proxyfda.backbones.clip import load_clip
 
     return load_clip("ViT-B/16", str(reference_file))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxyfda.clip import (
+from proxyfda.anchors.host_weights import DEFAULT_TEMPLATE
+from proxyfda.backbones.clip import (
     PRECISIONS,
     ClassPrompts,
     ImageEncoder,
@@ -32,7 +33,7 @@ from proxyfda.dassl import (
     build_optimizer,
     find_checkpoint,
 )
-from proxyfda.frozen import DEFAULT_TEMPLATE
+from proxyfda.utils.errors import BadValue, NotFinite
 from trainers.checkpoints import LearnerState
 
 
@@ -57,7 +58,7 @@ class PromptLearner(nn.Module):
         text_encoder: of the CLIP to be prompted.
         classnames: n names.
         context: what ``ctx`` starts from, [n_ctx, w] or [n, n_ctx, w] one for each class.
-        words: the context in words, see :class:`proxyfda.clip.ClassPrompts`.
+        words: the context in words, see :class:`proxyfda.backbones.clip.ClassPrompts`.
         position: of the class name: ``end``, ``middle`` or ``front``.
 
     Attributes:
@@ -171,13 +172,13 @@ class CLIPTrainer(TrainerX):
 
     def check_cfg(self, cfg):
         if self.config_node not in cfg.TRAINER:
-            raise ValueError(
+            raise BadValue(
                 f"the config has no node TRAINER.{self.config_node}, which "
                 f"{type(self).__name__} reads; add it in extend_cfg as train.py does."
             )
         prec = cfg.TRAINER[self.config_node].PREC
         if prec not in PRECISIONS:
-            raise ValueError(
+            raise BadValue(
                 f"TRAINER.{self.config_node}.PREC is {prec!r}{did_you_mean(prec, PRECISIONS)}; "
                 f"use one of {', '.join(PRECISIONS)}."
             )
@@ -200,7 +201,7 @@ class CLIPTrainer(TrainerX):
         clip.set_grad_checkpointing(backbone.get("GRAD_CHECKPOINTING", False))
         size = ImageEncoder(clip).image_size
         if size and tuple(cfg.INPUT.SIZE) != (size, size):
-            raise ValueError(
+            raise BadValue(
                 f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the image encoder of {backbone.NAME} "
                 f'takes {size} x {size} pixels; set INPUT.SIZE "({size}, {size})".'
             )
@@ -268,7 +269,7 @@ class PromptTrainer(CLIPTrainer):
         for name, least in self.minima.items():
             value = cfg.TRAINER[self.config_node][name]
             if value < least:
-                raise ValueError(
+                raise BadValue(
                     f"TRAINER.{self.config_node}.{name} is {value}; use at least {least}."
                 )
 
@@ -333,7 +334,7 @@ class PromptTrainer(CLIPTrainer):
         """Raise FloatingPointError, with epoch, batch and terms, for a loss that is no number."""
         if not torch.isfinite(terms["loss"]):
             values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-            raise FloatingPointError(
+            raise NotFinite(
                 f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batch_idx + 1} "
                 f"({values}); lower OPTIM.LR or set TRAINER.{self.config_node}.PREC fp32."
             )
@@ -386,7 +387,7 @@ class PromptTrainer(CLIPTrainer):
 
     def misfit(self, state: LearnerState) -> ValueError:
         """The error for a checkpoint that does not fit: what differs, and what to do."""
-        return ValueError(
+        return BadValue(
             f"{state.path} does not fit this {type(self).__name__}: {state.problems()}; "
             f"{self.misfit_remedy(state)}."
         )

@@ -11,8 +11,9 @@ import re
 
 from torch import Tensor, nn
 
-from proxyfda.clip import mismatches
+from proxyfda.backbones.clip import mismatches
 from proxyfda.dassl import load_checkpoint
+from proxyfda.utils.errors import BadValue
 
 # The embedded class names are among them: they belong to the classes of the training.
 _FROZEN = re.compile(
@@ -56,7 +57,7 @@ class LearnerState:
         checkpoint = load_checkpoint(path)
         state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{path} is no checkpoint of a trainer (it has no state_dict).")
+            raise BadValue(f"{path} is no checkpoint of a trainer (it has no state_dict).")
         self.path = path
         self.epoch = checkpoint.get("epoch", "unknown")
         self.wanted = learner.state_dict()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from proxyfda.clip import TextEncoder
+from proxyfda.backbones.clip import TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.utils.errors import BadValue
 from trainers.base import PromptedCLIP, PromptTrainer, unit
 from trainers.coop import ContextLearner
 
@@ -136,7 +137,7 @@ class ConditionalCLIP(PromptedCLIP):
             return [(classes, taken)]
         middle = (classes.start + classes.stop) // 2
         if middle == classes.start:
-            raise ValueError(
+            raise BadValue(
                 f"TRAINER.COCOOP.MAX_MEMORY is {self.max_memory:g} GiB, but one prompt takes "
                 f"{taken / GIB:.2g} GiB of activations; raise it."
             )
@@ -166,7 +167,7 @@ class CoCoOp(PromptTrainer):
         super().check_cfg(cfg)
         bound = cfg.TRAINER.COCOOP.MAX_MEMORY
         if not 0 < bound < math.inf:
-            raise ValueError(
+            raise BadValue(
                 f"TRAINER.COCOOP.MAX_MEMORY is {bound:g} GiB; use a finite number above 0."
             )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from proxyfda.clip import POSITIONS, TextEncoder, did_you_mean, initial_context
+from proxyfda.backbones.clip import POSITIONS, TextEncoder, did_you_mean, initial_context
 from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
+from proxyfda.utils.errors import BadValue
 from trainers.base import PromptLearner, PromptTrainer
 
 
@@ -62,7 +63,7 @@ class CoOp(PromptTrainer):
         super().check_cfg(cfg)
         position = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
         if position not in POSITIONS:
-            raise ValueError(
+            raise BadValue(
                 f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}"
                 f"{did_you_mean(position, POSITIONS)}; use one of {', '.join(POSITIONS)}."
             )

@@ -9,9 +9,9 @@ import copy
 
 from torch import nn
 
-from proxyfda.clip import ImageEncoder, TextEncoder
+from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
-from trainers.deep import DeepPromptLearner, DeepPromptTrainer, random_prompts
+from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
 
 
 class MultiModalPromptLearner(DeepPromptLearner):

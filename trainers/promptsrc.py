@@ -13,10 +13,11 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxyfda.clip import ImageEncoder, TextEncoder
+from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.utils.errors import BadValue
 from trainers.base import DEFAULT_TEMPLATE, unit
-from trainers.deep import DeepPromptLearner, DeepPromptTrainer, random_prompts
+from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
 
 
 def teacher_templates() -> list[str]:
@@ -32,11 +33,11 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
         ValueError: ``std`` is not positive, or the density vanishes at every epoch.
     """
     if not std > 0:
-        raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD is {std}; use a spread above 0 epochs.")
+        raise BadValue(f"TRAINER.PROMPTSRC.GPA_STD is {std}; use a spread above 0 epochs.")
     distances = [(epoch - mean) / std for epoch in range(1, epochs + 1)]
     density = [math.exp(-0.5 * z * z) for z in distances]
     if not sum(density) > 0:
-        raise ValueError(
+        raise BadValue(
             f"TRAINER.PROMPTSRC.GPA_MEAN {mean} is so far from the epochs 1 to {epochs} that with "
             f"GPA_STD {std} all their weights are 0; set GPA_MEAN to an epoch of the run."
         )
@@ -89,7 +90,7 @@ class GaussianAggregation:
             ValueError: there is none, or it was made with other weights.
         """
         if not state:
-            raise ValueError(
+            raise BadValue(
                 "the checkpoint to resume from has no running sum of PromptSRC's Gaussian "
                 "aggregation, so the result would not be that of one run; train from the start in "
                 "an empty output folder."
@@ -97,7 +98,7 @@ class GaussianAggregation:
         for name, value in self.settings.items():
             before = state["settings"][name]
             if value != before:
-                raise ValueError(
+                raise BadValue(
                     f"the run to resume was averaged with {name} {before} and the config asks for "
                     f"{value}, which gives the epochs so far other weights; keep the setting or "
                     "train from the start in an empty output folder."

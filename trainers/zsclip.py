@@ -9,7 +9,7 @@ import torch
 from open_clip import SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 
-from proxyfda.clip import ImageEncoder, TextEncoder, plain_name
+from proxyfda.backbones.clip import ImageEncoder, TextEncoder, plain_name
 from proxyfda.dassl import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, dataset_template, unit
 

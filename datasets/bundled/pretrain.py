@@ -1,8 +1,8 @@
 """Make the bundled CLIP from a seed: ``python -m datasets.bundled.pretrain --seed 0 --out FILE``.
 
-The model is built by open_clip from ``proxyfda/clip/bundled/ViT-Bundled.json`` and trained with
-open_clip's contrastive loss and learning-rate schedule on captioned pictures that are drawn first
-and then read many times, each time with a new caption. On a CPU three things make it quick: bf16
+The model is built by open_clip from ``proxyfda/backbones/clip/bundled/ViT-Bundled.json`` and
+trained with open_clip's contrastive loss and learning-rate schedule on captioned pictures that are
+drawn first and then read many times, each time with a new caption. On a CPU three things make it quick: bf16
 autocast (where the CPU has it), the plain instead of the fused attention, whose backward pass is
 slow, and keeping freed memory instead of giving it back to the system at each step.
 """
@@ -24,6 +24,8 @@ from open_clip_train.scheduler import cosine_lr
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from proxyfda.utils.errors import NotFinite
 
 from . import render as renderer
 from .world import Captioner, random_scene, vocabulary
@@ -141,7 +143,7 @@ def pretrain(
             model.logit_scale.clamp_(0, math.log(100))
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if not math.isfinite(smooth):
-            raise FloatingPointError(f"the loss is not finite at step {step}; lower --lr ({lr})")
+            raise NotFinite(f"the loss is not finite at step {step}; lower --lr ({lr})")
         if step % 50 == 0:
             bar.set_postfix(loss=f"{smooth:.3f}", scale=f"{model.logit_scale.exp():.1f}")
         if step % 500 == 499:

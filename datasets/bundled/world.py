@@ -11,6 +11,8 @@ import itertools
 import random
 from dataclasses import dataclass
 
+from proxyfda.utils.errors import BadValue
+
 SHAPES = (
     "circle", "oval", "square", "bar", "diamond", "kite", "triangle", "pentagon", "hexagon",
     "star", "cross", "ring", "heart", "crescent", "drop", "dome", "arrow", "flower", "gear",
@@ -145,7 +147,7 @@ def scene_for(words: str, rng: random.Random) -> list[int]:
         elif word in COLOURS:
             row["colour2" if row["colour"] >= 0 else "colour"] = colours.index(word)
         else:
-            raise ValueError(
+            raise BadValue(
                 f"'{word}' is no word of the rendered world; see datasets/bundled/world.py"
             )
     for key, size in (

@@ -21,7 +21,7 @@ from .specs import SPECS, Spec
 def zero_shot(clip, spec: Spec, split: str, count: int | None = None) -> tuple[float, float]:
     """Accuracy in percent on the base and on the new half, each among its own classes.
 
-    ``clip`` is what ``proxyfda.clip.load_clip`` returns; ``count`` as in ``Spec.draw``.
+    ``clip`` is what ``proxyfda.backbones.clip.load_clip`` returns; ``count`` as in ``Spec.draw``.
     """
     import open_clip  # here, so that rendering needs no open_clip
 
@@ -45,7 +45,7 @@ def zero_shot(clip, spec: Spec, split: str, count: int | None = None) -> tuple[f
 
 def main(argv: list[str] | None = None) -> None:
     """Command line; ``--help`` lists the options."""
-    from proxyfda.clip import load_clip
+    from proxyfda.backbones.clip import load_clip
 
     parser = argparse.ArgumentParser(
         prog="python -m datasets.bundled.zeroshot", description=__doc__

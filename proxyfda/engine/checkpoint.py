@@ -11,6 +11,8 @@ import shutil
 
 import torch
 
+from proxyfda.utils.errors import BadValue, NotFound, Unusable
+
 from .optim import fast_forward, steps_taken
 from .utils import mkdir_if_missing
 
@@ -43,7 +45,7 @@ def _load_with_inert_objects(fpath):
     name, none is imported or called, and modules such as `os` stay forbidden.
     """
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        raise RuntimeError("it pickles objects, which torch reads safely from 2.6 on")
+        raise Unusable("it pickles objects, which torch reads safely from 2.6 on")
     names = torch.serialization.get_unsafe_globals_in_checkpoint(fpath)
     stand_ins = [
         (_plain_dict if name == "collections.defaultdict" else Inert, name) for name in names
@@ -52,7 +54,7 @@ def _load_with_inert_objects(fpath):
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(fpath, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise RuntimeError(f"it would run or build {', '.join(names)}") from None
+        raise Unusable(f"it would run or build {', '.join(names)}") from None
 
 
 def load_checkpoint(fpath):
@@ -61,7 +63,7 @@ def load_checkpoint(fpath):
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be read.
     """
     if not fpath or not os.path.isfile(fpath):
-        raise FileNotFoundError(f'No checkpoint file at "{fpath}": check the folder and the epoch')
+        raise NotFound(f'No checkpoint file at "{fpath}": check the folder and the epoch')
     try:
         try:
             return torch.load(fpath, map_location="cpu", weights_only=True)
@@ -69,7 +71,7 @@ def load_checkpoint(fpath):
             return _load_with_inert_objects(fpath)
     except Exception as error:  # torch raises half a dozen kinds for truncated or foreign files
         reason = " ".join(str(error).split()).split(". ")[0]
-        raise ValueError(
+        raise BadValue(
             f'"{fpath}" cannot be read as a checkpoint ({type(error).__name__}: {reason[:150]}): '
             "delete it or restore it from a copy"
         ) from error
@@ -135,7 +137,7 @@ def find_checkpoint(directory, name, epoch=None):
     if not os.path.isfile(path):
         files = os.listdir(folder) if os.path.isdir(folder) else []
         found = sorted(f for f in files if ".pth.tar" in f and not f.endswith(".tmp"))
-        raise FileNotFoundError(
+        raise NotFound(
             f'Model not found at "{path}" (there: {", ".join(found) or "no checkpoint"}): give '
             "the output folder of a training run, and an epoch that it saved"
         )
@@ -148,7 +150,7 @@ def load_weights(model, state_dict, origin, strict=True):
         return model.load_state_dict(state_dict, strict=strict)
     except RuntimeError as error:
         details = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise BadValue(
             f'The weights in "{origin}" do not fit the model; was it trained with another config? '
             f"({details})"
         ) from error
@@ -192,7 +194,7 @@ def load_pretrained_weights(model, weight_path):
         else:
             discarded.append(key)
     if not matched:
-        raise ValueError(
+        raise BadValue(
             f'Nothing in "{weight_path}" agrees with the model in name and size '
             f"(model: {', '.join(list(own)[:3])}; file: {', '.join(discarded[:3])})"
         )

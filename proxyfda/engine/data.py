@@ -10,15 +10,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torchvision import transforms as T
 
+from proxyfda.utils.errors import BadValue, NotFound, UserError
+
 from .registry import build_dataset, check_availability
 
 
-class ImageError(OSError):
+class ImageError(UserError, OSError):
     """An image that cannot be read. Keeps to its one sentence when a loader worker hands it on."""
-
-    told = True  # written for the user, wherever it is raised again (see proxyfda.errors)
-
-    told = True  # also where the traceback ends in the loader (proxyfda.errors)
 
     def __init__(self, message):
         # A DataLoader rebuilds a worker's exception from its whole traceback as text.
@@ -45,7 +43,7 @@ class Datum:
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not os.path.isfile(impath):
-            raise FileNotFoundError(
+            raise NotFound(
                 f'No image file at "{impath}": check DATASET.ROOT and that the data are complete'
             )
         self._impath, self._label = impath, label
@@ -68,7 +66,7 @@ class DatasetBase:
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         if not train_x:
-            raise ValueError(f"{type(self).__name__} has no training image")
+            raise BadValue(f"{type(self).__name__} has no training image")
         self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
@@ -217,7 +215,7 @@ class DatasetWrapper(torch.utils.data.Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
-            raise ValueError("DATALOADER.K_TRANSFORMS above 1 needs INPUT.NO_TRANSFORM False")
+            raise BadValue("DATALOADER.K_TRANSFORMS above 1 needs INPUT.NO_TRANSFORM False")
         plain = [T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])]
         plain.append(T.ToTensor())
         if "normalize" in cfg.INPUT.TRANSFORMS:
@@ -272,7 +270,7 @@ def build_data_loader(
     """
     if not data_source:
         split = "training" if is_train else "evaluation"
-        raise ValueError(f"{cfg.DATASET.NAME}: the {split} split holds no image")
+        raise BadValue(f"{cfg.DATASET.NAME}: the {split} split holds no image")
     samplers = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
     check_availability(sampler_type, samplers, "sampler")
     return DataLoader(

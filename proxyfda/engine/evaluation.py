@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
+from proxyfda.utils.errors import BadValue
+
 from .registry import EVALUATOR_REGISTRY
 
 
@@ -47,7 +49,7 @@ class Classification(EvaluatorBase):
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise ValueError("TEST.PER_CLASS_RESULT needs the class names (lab2cname)")
+            raise BadValue("TEST.PER_CLASS_RESULT needs the class names (lab2cname)")
         self._lab2cname = lab2cname
         self.reset()
 
@@ -66,7 +68,7 @@ class Classification(EvaluatorBase):
     def evaluate(self):
         """Print the report; return accuracy, error_rate, macro_f1 (and perclass_accuracy)."""
         if not self._total:
-            raise ValueError("There is nothing to evaluate: the split holds no image")
+            raise BadValue("There is nothing to evaluate: the split holds no image")
         accuracy = 100.0 * self._correct / self._total
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy)
         # only classes that occur in the ground truth: a wrong guess outside them adds no class

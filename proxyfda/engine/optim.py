@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
+from proxyfda.utils.errors import BadType, Unusable
+
 from .registry import check_availability
 
 # its name before torch 2.0
@@ -17,7 +19,7 @@ LRScheduler = getattr(schedules, "LRScheduler", schedules._LRScheduler)
 def _staged_groups(model, optim_cfg):
     """Two groups: top-level children outside NEW_LAYERS at a reduced rate, the others at LR."""
     if not isinstance(model, nn.Module):
-        raise TypeError("OPTIM.STAGED_LR needs a module, not bare parameters (set it to False)")
+        raise BadType("OPTIM.STAGED_LR needs a module, not bare parameters (set it to False)")
     new_layers = optim_cfg.NEW_LAYERS
     new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
     base, new = [], []
@@ -126,7 +128,7 @@ def fast_forward(scheduler, steps):
     """
     missing = steps - steps_taken(scheduler_state(scheduler))
     if missing < 0:
-        raise RuntimeError(
+        raise Unusable(
             f"The schedule is {-missing} steps past the checkpoint's: build a new trainer to resume"
         )
     with warnings.catch_warnings():
@@ -147,7 +149,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
     )
     steps = cfg.STEPSIZE if isinstance(cfg.STEPSIZE, (list, tuple)) else [cfg.STEPSIZE]
     if cfg.LR_SCHEDULER != "cosine" and not all(isinstance(step, int) for step in steps):
-        raise TypeError(f"OPTIM.STEPSIZE must hold whole epochs, not {cfg.STEPSIZE}")
+        raise BadType(f"OPTIM.STEPSIZE must hold whole epochs, not {cfg.STEPSIZE}")
     if cfg.LR_SCHEDULER == "cosine":
         scheduler = schedules.CosineAnnealingLR(optimizer, float(cfg.MAX_EPOCH))
     elif cfg.LR_SCHEDULER == "multi_step":

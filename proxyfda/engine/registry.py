@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from proxyfda.utils.errors import BadValue
+
 
 def check_availability(requested, available, what="name"):
     """Raise ValueError, listing what there is and guessing what was meant, for an unknown name."""
@@ -13,7 +15,7 @@ def check_availability(requested, available, what="name"):
     close = get_close_matches(str(requested).lower(), by_lower, n=1)
     guess = f'; did you mean "{by_lower[close[0]]}"?' if close else ""
     names = ", ".join(sorted(available)) or "nothing (no module that registers one was imported)"
-    raise ValueError(f'Unknown {what} "{requested}": available are {names}{guess}')
+    raise BadValue(f'Unknown {what} "{requested}": available are {names}{guess}')
 
 
 class Registry:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from proxyfda.utils.errors import BadModel, BadValue, NotFinite
+
 from .checkpoint import (
     BEST,
     find_checkpoint,
@@ -45,9 +47,9 @@ class TrainerBase:
     def register_model(self, name="model", model=None, optim=None, sched=None):
         """Put a model under the trainer's care; its folder in the output is called `name`."""
         if "_models" not in self.__dict__:
-            raise AttributeError("Call super().__init__() before register_model()")
+            raise BadModel("Call super().__init__() before register_model()")
         if name in self._models:
-            raise ValueError(f'A model named "{name}" is registered already: choose another name')
+            raise BadValue(f'A model named "{name}" is registered already: choose another name')
         self._models[name] = model
         self._optims[name] = optim
         self._scheds[name] = sched
@@ -119,7 +121,7 @@ class TrainerBase:
         ]
         epochs = [checkpoint["epoch"] for checkpoint in checkpoints]
         if len(set(epochs)) > 1:
-            raise ValueError(
+            raise BadValue(
                 f'The last checkpoints in "{directory}" are of different epochs '
                 f"({', '.join(f'{n}: {e}' for n, e in zip(names, epochs))}): point the files named "
                 "`checkpoint` to a common epoch or start in an empty folder"
@@ -217,7 +219,7 @@ class TrainerBase:
         where = ""
         if hasattr(self, "batch_idx"):
             where = f" in epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
-        raise FloatingPointError(
+        raise NotFinite(
             f"Loss is infinite or NaN{where} (loss {loss.detach().flatten().tolist()[0]}): "
             "lower OPTIM.LR or use precision fp32"
         )

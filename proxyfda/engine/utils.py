@@ -15,6 +15,8 @@ import PIL
 import torch
 import torchvision
 
+from proxyfda.utils.errors import BadType, BadValue
+
 
 def mkdir_if_missing(dirname):
     os.makedirs(dirname or ".", exist_ok=True)
@@ -91,7 +93,7 @@ def count_num_param(model=None, params=None):
     if model is not None:
         params = model.parameters()
     if params is None:
-        raise ValueError("count_num_param needs a model or its parameters")
+        raise BadValue("count_num_param needs a model or its parameters")
     total = 0
     for entry in params:
         tensors = entry["params"] if isinstance(entry, dict) else entry
@@ -167,7 +169,7 @@ class MetricMeter:
         if input_dict is None:
             return
         if not isinstance(input_dict, dict):
-            raise TypeError(
+            raise BadType(
                 "forward_backward must return a dict of metrics or None, "
                 f"not a {type(input_dict).__name__}"
             )

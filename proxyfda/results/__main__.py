@@ -1,8 +1,8 @@
 import sys
 
-from proxyfda.errors import tell_mistakes
 from proxyfda.results import main
+from proxyfda.utils.errors import show_user_errors
 
 if __name__ == "__main__":
-    tell_mistakes()
+    show_user_errors()
     sys.exit(main())

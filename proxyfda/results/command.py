@@ -11,6 +11,7 @@ from proxyfda.results.published import compare
 from proxyfda.results.runs import collect
 from proxyfda.results.summary import Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
+from proxyfda.utils.errors import BadValue, NotFound
 
 PROTOCOLS = ("base2new", "fewshot", "cross_dataset", "domain_generalization", "zeroshot")
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
@@ -36,7 +37,7 @@ def sections(records, only=None):
         tables = {"base2new": base_new, **tables}
     if only:
         if only not in tables:
-            raise ValueError(f"there are no results of {only}, but of {', '.join(tables)}")
+            raise BadValue(f"there are no results of {only}, but of {', '.join(tables)}")
         return {only: tables[only]}
     others = {row.dataset for name in tables if name not in ("base2new", "zeroshot")
               for row in tables[name].rows}  # fmt: skip
@@ -68,14 +69,14 @@ def main(argv=None):
     tables = sections(records, args.protocol)
     form = args.form or _SUFFIXES.get(os.path.splitext(args.output or "")[1].lower(), "text")
     if form == "csv" and len(tables) > 1:
-        raise ValueError(
+        raise BadValue(
             f"a CSV holds one table and there are {', '.join(tables)}; choose by --protocol"
         )
     for path in (args.output, args.html):
         folder = os.path.dirname(path or "")
         if folder and not os.path.isdir(folder):
             flag = "--output" if path == args.output else "--html"
-            raise FileNotFoundError(f"{flag}: the folder {folder} does not exist; make it first")
+            raise NotFound(f"{flag}: the folder {folder} does not exist; make it first")
     comparisons = None
     if args.compare:
         comparisons = compare(tables.get("base2new", Summary([])), records)

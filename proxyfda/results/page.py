@@ -112,8 +112,8 @@ def _table(block):
 
 def _figures(base_new, tables, records):
     """Figures in HTML by protocol; those of training are folded."""
-    from proxyfda.curves import read_curves
-    from proxyfda.figures import figures
+    from proxyfda.results.curves import read_curves
+    from proxyfda.results.figures import figures
 
     curves = read_curves(records) if records is not None else None
     found = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from proxyfda.metrics import harmonic_mean
+from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.names import BENCHMARKS, REFERENCE, TITLES, dataset_key, plain_trainer
 from proxyfda.results.summary import AVERAGE, Row
 

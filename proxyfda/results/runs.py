@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from proxyfda.results.names import TITLES, dataset_key, is_zero_shot
+from proxyfda.utils.errors import BadValue, NotFound
 
 PROTOCOLS = ("base2new", "fewshot", "transfer", "zeroshot")
 _TAIL = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
@@ -116,11 +117,11 @@ def collect(*outputs, split="test"):
     if not any(record.accuracy is not None for record in runs):
         if elsewhere:
             other = sorted({its_split for _, its_split in elsewhere.values()})[0]
-            raise ValueError(
+            raise BadValue(
                 f"{where} has no result on split {split!r}, but {len(elsewhere)} on others; give "
                 f"--split {other}"
             )
-        raise ValueError(
+        raise BadValue(
             f"none of the {len(runs)} runs in {where} has a valid result.json or a log.txt with a "
             f"result ({next((f'{r.folder}: {r.fault}' for r in runs), 'no run')}); run the same "
             "command again to finish them"
@@ -161,7 +162,7 @@ def _one_of(first, second):
     """Of two records at the same place: base results may be in train_base and in test_base."""
     folders = [_match(r.folder)[1].get("folder") for r in (first, second)]
     if set(folders) != {"train_base", "test_base"}:
-        raise ValueError(
+        raise BadValue(
             f"{second.folder} and {first.folder} are the same run; give one of the folders, or "
             "name the two outputs by LABEL=FOLDER"
         )
@@ -190,7 +191,7 @@ def _match(folder):
 def _runs(output, label):
     """Pairs of a record and the split of its result (empty if unknown)."""
     if not os.path.isdir(output):
-        raise FileNotFoundError(f"{output} is no folder; give the output folder of the scripts")
+        raise NotFound(f"{output} is no folder; give the output folder of the scripts")
     known = False
     for folder in _folders(str(output)):
         protocol, names = _match(folder)
@@ -206,7 +207,7 @@ def _runs(output, label):
         known = True
         yield _read(Path(folder), protocol, names, label)
     if not known:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{output} has no base2new/train_base or base2new/test_new, and no runs in another "
             "layout of the scripts; give the output folder of the scripts"
         )

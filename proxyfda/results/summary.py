@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from proxyfda.metrics import harmonic_mean
+from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.names import (
     BENCHMARKS,
     REFERENCE,

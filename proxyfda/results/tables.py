@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from proxyfda.results.names import is_zero_shot
 from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
+from proxyfda.utils.errors import BadValue
 
 FORMS = ("text", "markdown", "csv", "latex")
 _MEAN = "Accuracy in %, mean ± sample standard deviation (n - 1) over seeds"
@@ -78,7 +79,7 @@ def table(summary, form="text", comparisons=None):
         ValueError: another form.
     """
     if form not in FORMS:
-        raise ValueError(
+        raise BadValue(
             f"the form of a table is {form!r}; use text, markdown or csv, or latex for booktabs"
         )
     if form == "csv":

@@ -11,8 +11,8 @@ import traceback
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxyfda.errors import is_told, sentence
-from proxyfda.lock import Busy, folder_lock
+from proxyfda.experiments.lock import Busy, folder_lock
+from proxyfda.utils.errors import UserError, sentence
 
 DONE, FAILED, BUSY = "done", "failed", "busy"
 UNTRAINED = "the training that it evaluates failed"
@@ -101,7 +101,7 @@ def run_job(job: Job, quiet: bool) -> Outcome:
     except SystemExit as error:
         return Outcome(FAILED, f"wrong options for train.py (exit code {error.code})")
     except Exception as error:
-        if is_told(error):
+        if isinstance(error, UserError):
             return Outcome(FAILED, sentence(error))
         first = (str(error).strip() or "no message").splitlines()[0]
         why = f"{type(error).__name__}: {first}"

@@ -20,7 +20,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 
-from proxyfda import lock
+from proxyfda.experiments import lock
+from proxyfda.utils.errors import BadValue, NotInstalled
 from runner import ROOT
 from runner.job import FAILED, Job, Outcome, run_chain
 
@@ -55,9 +56,9 @@ def local_devices(words: str = "") -> list[str]:
         return names[:count] or [CPU]
     names = words.split(",")
     if not all(name.isdigit() or name.startswith(("GPU-", "MIG-")) for name in names):
-        raise ValueError(f"--devices is {words!r}; use GPU numbers joined by commas, or cpu")
+        raise BadValue(f"--devices is {words!r}; use GPU numbers joined by commas, or cpu")
     if not count:
-        raise ValueError(f"--devices is {words}, but PyTorch finds no GPU; use --devices cpu")
+        raise BadValue(f"--devices is {words}, but PyTorch finds no GPU; use --devices cpu")
     return names
 
 
@@ -164,7 +165,7 @@ def _import(name: str, launcher: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
+        raise NotInstalled(
             f"--launcher {launcher} needs {name}, which cannot be imported ({error}): "
             f"pip install {name}"
         ) from None
@@ -201,11 +202,11 @@ def on_ray(chains: list[Chain], options: dict) -> Ended:
         most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
         gpus, cpus = options.pop("gpus", min(most, 1)), options.pop("cpus", 1)
         if options:
-            raise ValueError(
+            raise BadValue(
                 f"{', '.join(options)} is no option of --launcher ray; use address, gpus, cpus"
             )
         if gpus > most:
-            raise ValueError(
+            raise BadValue(
                 f"no machine of the Ray cluster has {gpus:g} GPUs, at most {most:g}; give gpus="
             )
         task = ray.remote(_remote_chain).options(
@@ -267,7 +268,7 @@ def on_slurm(chains: list[Chain], options: dict, folder: str) -> Ended:
         with executor.batch():
             tasks = [executor.submit(_SlurmTask(), chain) for chain in chains]
     except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
-        raise ValueError(f"--launcher slurm cannot submit: {_first_line(error)}") from None
+        raise BadValue(f"--launcher slurm cannot submit: {_first_line(error)}") from None
     waiting = dict(zip(tasks, chains))
     try:
         while waiting:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import yaml
 
 from proxyfda.results import is_zero_shot, plain_trainer
+from proxyfda.utils.errors import BadValue, NotFound
 from runner import ROOT
 from runner.job import Job
 
@@ -44,14 +45,14 @@ def default_config(trainer: str, dataset: str, protocol: str = "base2new", shots
         table = yaml.safe_load(file)[protocol]
     rules = table.get(trainer) or table.get(plain_trainer(trainer)[1])
     if rules is None:
-        raise ValueError(
+        raise BadValue(
             f"configs/defaults.yaml has no default config of {trainer!r} for {protocol} (it has "
             f"{', '.join(table)}, and their FDA and ProxyFDA forms); name one with --cfg or CFG="
         )
     for rule in [{"config": rules}] if isinstance(rules, str) else rules:
         if dataset in rule.get("datasets", [dataset]) and shots in rule.get("shots", [shots]):
             return rule["config"]
-    raise ValueError(
+    raise BadValue(
         f"configs/defaults.yaml has no rule of {trainer!r} for {dataset} with {shots} shots in "
         f"{protocol}; name a config with --cfg or CFG="
     )
@@ -64,12 +65,12 @@ def find_config(trainer: str, cfg: str) -> str:
     names = dict.fromkeys([trainer, host])
     folders = sorted(os.listdir(osp.join(CONFIGS, "trainers")))
     if not set(names) & set(folders):
-        raise ValueError(f"no configs for trainer {trainer!r}; there are {', '.join(folders)}")
+        raise BadValue(f"no configs for trainer {trainer!r}; there are {', '.join(folders)}")
     tried = [osp.join(CONFIGS, "trainers", name, f"{cfg}.yaml") for name in names]
     for path in tried:
         if osp.isfile(path):
             return path
-    raise FileNotFoundError(
+    raise NotFound(
         f"no config {cfg!r} for trainer {trainer!r} (looked for "
         f"{' and '.join(osp.relpath(path) for path in tried)}); "
         "name one of that folder with --cfg or CFG="
@@ -89,7 +90,7 @@ def dataset_config(dataset: str) -> str:
     path = osp.join(CONFIGS, "datasets", f"{dataset}.yaml")
     if not osp.isfile(path):
         known = sorted(f[:-5] for f in os.listdir(osp.dirname(path)) if f.endswith(".yaml"))
-        raise FileNotFoundError(
+        raise NotFound(
             f"no dataset {dataset!r}; use one of {', '.join(known)}, or a YAML file of yours"
         )
     return path

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from proxyfda.errors import sentence
-from proxyfda.lock import holder
+from proxyfda.experiments.lock import holder
+from proxyfda.utils.errors import sentence
 from runner import ROOT, launchers
 from runner.job import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import proxyfda.clip
+import proxyfda.backbones.clip
 from datasets.bundled.pretrain import encode_text, pretrain
 from datasets.bundled.specs import SPECS
 from datasets.bundled.world import vocabulary
 from datasets.bundled.zeroshot import zero_shot
 
-HERE = Path(proxyfda.clip.__file__).parent / "bundled"
+HERE = Path(proxyfda.backbones.clip.__file__).parent / "bundled"
 CARD = json.loads((HERE / "zeroshot.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def clip():
-    return proxyfda.clip.load_clip("ViT-Bundled", "bundled")
+    return proxyfda.backbones.clip.load_clip("ViT-Bundled", "bundled")
 
 
 def test_file_is_small_half_precision_and_fits_the_config():

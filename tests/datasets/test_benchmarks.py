@@ -18,9 +18,9 @@ from dataset_trees import (
 )
 
 import datasets
-from datasets.building import FolderDataset
 from datasets.dtd import DescribableTextures
 from datasets.imagenet import ImageNet
+from datasets.make_split import FolderDataset
 from datasets.oxford_pets import OxfordPets
 from datasets.split import SplitDataset
 from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum

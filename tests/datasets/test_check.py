@@ -1,4 +1,4 @@
-"""``python -m proxyfda.data check``, and the page that it refers to."""
+"""``python -m datasets.check check``, and the page that it refers to."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 from dataset_trees import BENCHMARKS, IMAGENET_TEST_SETS, files_below, make_tree
 from PIL import Image
 
+from datasets.check import checkable, examine, main, resolve
 from datasets.split import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY, DataManager, ImageError, get_cfg_default
-from proxyfda.data import checkable, examine, main, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = BENCHMARKS + IMAGENET_TEST_SETS
@@ -270,7 +270,7 @@ def test_mistakes(args, message):
 def test_without_readers_it_says_so_in_one_sentence(tmp_path):
     """In a process of its own, where nothing has registered any."""
     done = subprocess.run(
-        [sys.executable, "-m", "proxyfda.data", "check", "--root", ".", "--readers", "json"],
+        [sys.executable, "-m", "datasets.check", "check", "--root", ".", "--readers", "json"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PROXYFDA_ENGINE": "embedded"},
         capture_output=True,
@@ -311,7 +311,7 @@ class TestThePage:
         assert listed - {""} == set(ALL)
 
     def test_names_the_mirror_and_the_bundled_datasets(self):
-        for word in ("zhengli97/prompt_learning_dataset", "bundled_fruits", "proxyfda.data check"):
+        for word in ("zhengli97/prompt_learning_dataset", "bundled_fruits", "datasets.check check"):
             assert word in self.text
 
     def test_the_recipe_for_classnames_works(self, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from proxyfda.results import collect, summarise, summarise_accuracy
 
 pytest.importorskip("matplotlib")
 
-from proxyfda.figures import (  # noqa: E402
+from proxyfda.results.figures import (  # noqa: E402
     base_new_figure,
     delta_new_figure,
     fewshot_figure,

@@ -133,7 +133,7 @@ class TestPage:
 
 class TestCurves:
     def read(self, output):
-        from proxyfda.curves import read_curves
+        from proxyfda.results.curves import read_curves
 
         return read_curves(collect(output))
 

@@ -18,8 +18,8 @@ from runner import launchers, protocols, sweep
 from runner.job import BUSY, DONE, FAILED, Job, Outcome
 
 import train
-from proxyfda import lock
-from proxyfda.lock import LOCK
+from proxyfda.experiments import lock
+from proxyfda.experiments.lock import LOCK
 from proxyfda.results import plain_trainer
 
 ROOT = Path(train.__file__).parent

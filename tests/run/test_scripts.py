@@ -15,7 +15,7 @@ import run
 from runner import protocols
 
 from proxyfda import results
-from proxyfda.lock import LOCK
+from proxyfda.experiments.lock import LOCK
 
 SCRIPTS = Path(run.__file__).parent
 NAMES = sorted(run.WORDS)

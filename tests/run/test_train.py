@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from proxyfda import sampler
+from proxyfda import sampling as sampler
 from proxyfda.dassl import TRAINER_REGISTRY
 
 ROOT = Path(train.__file__).parent
@@ -146,9 +146,9 @@ def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp
 def test_wrong_options_are_told_in_one_sentence(run, tmp_path, trainer, words, message):
     with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message) as caught:
         run(tmp_path / "out", trainer, *words)
-    from proxyfda.errors import is_told, sentence
+    from proxyfda.utils.errors import UserError, sentence
 
-    assert is_told(caught.value)
+    assert isinstance(caught.value, UserError)
     assert "\n" not in sentence(caught.value)
     assert not (tmp_path / "out" / "result.json").exists()
 

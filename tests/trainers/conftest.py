@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import trainers.base  # noqa: F401  (the package registers the trainers)
-from proxyfda.clip import load_clip, loading
+from proxyfda.backbones.clip import load_clip, loading
 from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum, build_trainer, get_cfg_default
 from train import extend_cfg
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trainer_tools import IMAGES, checkpoint_file, logits, save
 
-from proxyfda.clip import TextEncoder, load_clip
+from proxyfda.backbones.clip import TextEncoder, load_clip
 from trainers.cocoop import saved_bytes
 
 # -- training -------------------------------------------------------------------------------

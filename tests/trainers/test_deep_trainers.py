@@ -8,7 +8,7 @@ import torch
 from trainer_tools import IMAGES, checkpoint_file, logits, save
 
 import trainers.base
-from proxyfda.clip import ClassPrompts, TextEncoder, load_clip
+from proxyfda.backbones.clip import ClassPrompts, TextEncoder, load_clip
 from trainers.checkpoints import to_upstream
 
 NODES = {"MaPLe": "TRAINER.MAPLE", "PromptSRC": "TRAINER.PROMPTSRC"}

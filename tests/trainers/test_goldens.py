@@ -5,7 +5,7 @@ import random_clip
 import torch
 
 import trainers.base
-from proxyfda.clip import load_clip
+from proxyfda.backbones.clip import load_clip
 from trainers.checkpoints import rename, to_upstream
 from trainers.promptsrc import gaussian_weights
 from trainers.zsclip import ZeroshotModel

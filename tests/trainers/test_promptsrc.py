@@ -8,7 +8,7 @@ import pytest
 import torch
 from trainer_tools import IMAGES, checkpoint_file, logits
 
-from proxyfda.clip import load_clip
+from proxyfda.backbones.clip import load_clip
 from trainers.promptsrc import GaussianAggregation, gaussian_weights, teacher_templates
 
 LABELS = torch.arange(4)

@@ -1,0 +1,17 @@
+"""CLIP through open_clip: loading, prompted encoders, class prompts."""
+
+from proxyfda.backbones.clip.encoders import ImageEncoder, StateCache, TextEncoder
+from proxyfda.backbones.clip.loading import (
+    PRECISIONS,
+    did_you_mean,
+    load_clip,
+    mismatches,
+    resolve_precision,
+)
+from proxyfda.backbones.clip.prompts import POSITIONS, ClassPrompts, initial_context, plain_name
+
+__all__ = [
+    "POSITIONS", "PRECISIONS", "ClassPrompts", "ImageEncoder", "StateCache", "TextEncoder",
+    "did_you_mean", "initial_context", "load_clip", "mismatches", "plain_name",
+    "resolve_precision",
+]  # fmt: skip

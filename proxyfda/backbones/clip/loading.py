@@ -1,0 +1,461 @@
+"""Loading a frozen CLIP through open_clip: names, weights, precision, and what can go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import math
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from torch import Tensor, nn
+
+from proxyfda.utils.errors import BadValue, NotFound
+
+PRECISIONS = ("fp32", "fp16", "amp")
+OPENAI_NAMES = (
+    "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
+    "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
+)  # fmt: skip
+BUNDLED_NAME, BUNDLED_WEIGHTS = "ViT-Bundled", "bundled"
+BUNDLED_DIR = Path(__file__).parent / "bundled"
+# Entries of OpenAI's archives that describe the model and are no weights.
+OPENAI_META = ("input_resolution", "context_length", "vocab_size")
+
+
+def resolve_precision(prec: str, device: str | torch.device) -> str:
+    """The precision that a device can run: ``fp32``, ``fp16`` or ``amp``.
+
+    ``fp16`` and ``amp`` (fp16 autocast) are for GPUs: on a CPU they become ``fp32``, and one
+    printed line says so.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if prec not in PRECISIONS:
+        raise BadValue(
+            f"unknown precision {prec!r}{did_you_mean(prec, PRECISIONS)}; "
+            f"PREC is one of {', '.join(PRECISIONS)}."
+        )
+    if prec != "fp32" and torch.device(device).type == "cpu":
+        print(f"Precision {prec} needs a GPU: computing in fp32 on the CPU")
+        return "fp32"
+    return prec
+
+
+def load_clip(
+    name: str,
+    weights: str = "openai",
+    *,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """A frozen open_clip model in eval mode, with its tokenizer as ``.tokenizer``.
+
+    Args:
+        name: OpenAI's spelling as in CoOp (``ViT-B/16``, ``RN50``, ``ViT-L/14@336px``), an
+            open_clip model name (``ViT-B-16-quickgelu``), or ``ViT-Bundled``.
+        weights: an open_clip tag (``openai``, ``laion2b_s34b_b88k``), ``bundled`` for
+            ``ViT-Bundled``, or a file: OpenAI's TorchScript archive, a state dict in OpenAI's
+            layout, or a state dict / safetensors of the named open_clip model.
+        precision: ``fp16`` stores the matrices of attention, MLPs and projections in half
+            precision (LayerNorms stay in fp32); ``fp32`` and ``amp`` store fp32.
+        device: where the model goes.
+
+    A file in OpenAI's layout brings its own architecture: it is read off the shapes, whatever
+    size the name stands for, and QuickGELU is used, as in all of OpenAI's models. A file counts
+    as OpenAI's if it is a TorchScript archive, holds OpenAI's ``input_resolution`` entry, or is
+    loaded under one of OpenAI's names; otherwise it belongs to the named open_clip model, whose
+    config decides on the activation. For tags open_clip's list of weights decides.
+
+    Raises:
+        ValueError: unknown name, tag or precision; a model whose text tower cannot be prompted;
+            a file that is no CLIP checkpoint or does not fit the model.
+        FileNotFoundError: the file does not exist, or the weights cannot be downloaded.
+    """
+    precision = resolve_precision(precision, device)
+    arch = architecture_name(name)
+    config = model_config(name, arch)
+    refuse_text_tower(name, config)
+
+    file, tag = weights_file(name, arch, weights)
+    state = read_state_dict(file)
+    marked = isinstance(state, ArchiveDict) or "input_resolution" in state
+    state = {k: v for k, v in state.items() if k not in OPENAI_META}
+    if not tag and "text_projection" in state and (marked or name in OPENAI_NAMES):
+        found = openai_config(state, file)
+        if describe(found) != describe(config):
+            print(f"The architecture is the file's: {describe(found)} ({file})")
+        config = found
+    elif tag:
+        config["quick_gelu"] = bool(tag.get("quick_gelu"))
+    if not tag and not marked and name != BUNDLED_NAME:
+        quick = config.get("quick_gelu", False)
+        print(f"Activation {'QuickGELU' if quick else 'GELU'}, by the name {name} ({file})")
+
+    model = build(config, precision)
+    load_weights(model, state, name, file)
+    model.tokenizer = build_tokenizer(name, arch, config)
+    model.visual.image_mean = tag.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    model.visual.image_std = tag.get("std") or open_clip.OPENAI_DATASET_STD
+    return model.requires_grad_(False).eval().to(device)
+
+
+# -- names and architectures ----------------------------------------------------------------
+
+
+def did_you_mean(word: str, choices) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest choice, or nothing."""
+    folded = {str(choice).lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).lower(), folded, n=1)
+    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
+
+
+def architecture_name(name: str) -> str:
+    """open_clip's spelling of a model name: ``ViT-L/14@336px`` is its ``ViT-L-14-336``."""
+    return name.replace("/", "-").replace("@336px", "-336")
+
+
+def model_config(name: str, arch: str) -> dict[str, Any]:
+    """open_clip's model config (embed_dim, vision_cfg, text_cfg, ...) for a name."""
+    if name == BUNDLED_NAME:
+        path = BUNDLED_DIR / f"{BUNDLED_NAME}.json"
+        if not path.is_file():
+            raise NotFound(f"the bundled model's config {path} is missing; reinstall proxy-fda.")
+        return json.loads(path.read_text())
+    config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if config is None:
+        names = [*OPENAI_NAMES, *open_clip.list_models(), BUNDLED_NAME]
+        raise BadValue(
+            f"unknown backbone {name!r}{did_you_mean(name, names)}; MODEL.BACKBONE.NAME is one of "
+            f"{', '.join(OPENAI_NAMES)}, {BUNDLED_NAME}, or a name of open_clip.list_models()."
+        )
+    return config
+
+
+def refuse_text_tower(name: str, config: dict[str, Any]) -> None:
+    """Raise ValueError for text towers without learnable-context prompts as in CoOp."""
+    text = config["text_cfg"]
+    reason = None
+    if "multimodal_cfg" in config or text.get("embed_cls"):
+        reason = "CoCa's text tower reads an appended class token"
+    elif text.get("hf_model_name"):
+        reason = f"its text tower is Hugging Face's {text['hf_model_name']}"
+    elif text.get("no_causal_mask"):
+        reason = "its text attention is not causal"
+    elif text.get("pool_type", "argmax") not in ("argmax", "eos"):
+        reason = f"its text features are pooled by {text['pool_type']!r}, not at the end of text"
+    if reason:
+        raise BadValue(
+            f"{name} cannot be prompted: {reason}; choose a CLIP with a causal text transformer, "
+            f"such as ViT-B/16."
+        )
+
+
+def describe(config: dict[str, Any]) -> str:
+    """One line on the size of a model config."""
+    vision = {**asdict(open_clip.CLIPVisionCfg()), **config["vision_cfg"]}
+    text = {**asdict(open_clip.CLIPTextCfg()), **config["text_cfg"]}
+    if isinstance(vision["layers"], int):
+        tower = "ViT of width {width}, {layers} layers, patch {patch_size}, {image_size} pixels"
+    else:
+        tower = "ResNet of width {width}, {layers} blocks, {image_size} pixels"
+    return tower.format(**vision) + "; text width {width}, {layers} layers".format(**text)
+
+
+# -- files ----------------------------------------------------------------------------------
+
+
+def weights_file(name: str, arch: str, weights: str) -> tuple[Path, dict[str, Any]]:
+    """Path of the weights and open_clip's entry for their tag ({} for a local file)."""
+    if weights == BUNDLED_WEIGHTS or (name == BUNDLED_NAME and weights == "openai"):
+        if name != BUNDLED_NAME:
+            raise BadValue(
+                f"MODEL.BACKBONE.WEIGHTS {weights!r} belongs to {BUNDLED_NAME}, not to {name}; "
+                f"set MODEL.BACKBONE.NAME {BUNDLED_NAME} or choose other weights."
+            )
+        if weights != BUNDLED_WEIGHTS:
+            raise BadValue(
+                f"OpenAI has no weights for {name}; set MODEL.BACKBONE.WEIGHTS {BUNDLED_WEIGHTS}."
+            )
+        path = BUNDLED_DIR / f"{BUNDLED_NAME}.safetensors"
+        if not path.is_file():
+            raise NotFound(f"the bundled weights {path} are missing; reinstall proxy-fda.")
+        return path, {}
+
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path, {}
+    tag = open_clip.get_pretrained_cfg(arch, weights)
+    if tag:
+        return download(name, weights, tag), tag
+    if path.is_dir():
+        raise BadValue(f"{path} is a folder; set MODEL.BACKBONE.WEIGHTS to the file in it.")
+    if path.suffix or len(path.parts) > 1:
+        raise NotFound(
+            f"the weights file {path} does not exist; set MODEL.BACKBONE.WEIGHTS to an existing "
+            f"file or to an open_clip tag."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    known = f"it has {', '.join(tags)}" if tags else "it has none"
+    raise BadValue(
+        f"{name} has no weights with the tag {weights!r}{did_you_mean(weights, tags)}; {known}, "
+        f"and MODEL.BACKBONE.WEIGHTS also takes a file."
+    )
+
+
+def download(name: str, weights: str, tag: dict[str, Any]) -> Path:
+    """The file of an open_clip tag: from the local caches, else from the hub, else from its URL.
+
+    Each server is asked once whether it can be reached at all, since the hub's client otherwise
+    retries for a minute when there is no network.
+    """
+    import huggingface_hub
+
+    repo, _, filename = tag.get("hf_hub", "").rpartition("/")
+    defaults = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    files = [filename] if filename else defaults
+    url = tag.get("url", "")
+    if repo:
+        for file in files:
+            cached = huggingface_hub.try_to_load_from_cache(repo, file)
+            if isinstance(cached, str):
+                return Path(cached)
+    cached = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    if url and cached.is_file():
+        return cached
+
+    hub = huggingface_hub.constants.ENDPOINT
+    sources = [(hub, {"hf_hub": tag.get("hf_hub")})] if repo else []
+    sources += [(url, {"url": url})] if url else []
+    problems = []
+    for address, source in sources:
+        problem = unreachable(address)
+        if problem is None:
+            try:
+                return Path(open_clip.download_pretrained(source))
+            except Exception as error:  # the clients raise many kinds; all mean the same here
+                problem = str(error).strip().split("\n")[0]
+        problems.append(problem)
+    places = ([f"{hub}/{repo}/resolve/main/{files[0]}"] if repo else []) + ([url] if url else [])
+    # A file does not say which activation it was trained with, so the name has to.
+    quick, named = bool(tag.get("quick_gelu")), ""
+    if quick != (name in OPENAI_NAMES or name.endswith("-quickgelu")):
+        named = f" and MODEL.BACKBONE.NAME to {architecture_name(name)}" + "-quickgelu" * quick
+    raise NotFound(
+        f"the weights {weights!r} of {name} could not be downloaded ({'; '.join(problems)}); fetch "
+        f"{' or '.join(places)} elsewhere and set MODEL.BACKBONE.WEIGHTS to the path of the "
+        f"file{named}."
+    )
+
+
+def unreachable(address: str, timeout: float = 10.0) -> str | None:
+    """Why a server cannot be reached, or None if it answers (with whatever status)."""
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(address, method="HEAD"), timeout=timeout
+        ).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        host = address.split("/")[2]
+        return f"{host} cannot be reached: {getattr(error, 'reason', error)}"
+    return None
+
+
+class ArchiveDict(dict):
+    """A state dict that came out of a TorchScript archive."""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Weights of a TorchScript archive, a safetensors file or a file of ``torch.save``.
+
+    Wrappers around them (``{"state_dict": ...}``, a ``module.`` prefix) are taken off and a
+    compact token embedding is expanded.
+
+    Raises:
+        ValueError: the file holds no state dict or is damaged.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(str(path))
+        elif is_torchscript(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                archive = torch.jit.load(str(path), map_location="cpu")
+            state = ArchiveDict(archive.state_dict())
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, safetensors and torch all raise their own kinds
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise BadValue(
+            f"{path} is damaged or no CLIP checkpoint ({reason}); fetch it again or set "
+            f"MODEL.BACKBONE.WEIGHTS to another file."
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise BadValue(
+            f"{path} holds no weights (a {type(state).__name__}); set MODEL.BACKBONE.WEIGHTS to a "
+            f"CLIP checkpoint."
+        )
+    if all(key.startswith("module.") for key in state):
+        state = type(state)((key[len("module.") :], value) for key, value in state.items())
+    return expand_token_embedding(state)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a zip archive with TorchScript code in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.endswith("constants.pkl") for entry in archive.namelist())
+
+
+def expand_token_embedding(state: dict[str, Tensor], vocabulary: int = 49408) -> dict[str, Tensor]:
+    """Undo the compact form of a token embedding, in place.
+
+    ``token_embedding.rows`` [r] names the vocabulary entries whose rows
+    ``token_embedding.weight`` [r, w] holds; every other entry gets the mean of those rows.
+    """
+    for prefix in ("", "text."):
+        rows = state.pop(f"{prefix}token_embedding.rows", None)
+        if rows is None:
+            continue
+        kept = state[f"{prefix}token_embedding.weight"].float()
+        full = kept.mean(dim=0).repeat(max(vocabulary, int(rows.max()) + 1), 1)
+        full[rows.long()] = kept
+        state[f"{prefix}token_embedding.weight"] = full
+    return state
+
+
+# -- OpenAI's layout ------------------------------------------------------------------------
+
+
+def openai_config(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    """open_clip's model config of a state dict in OpenAI's layout, read off its shapes."""
+
+    def count(prefix: str) -> int:
+        depth = prefix.count(".")
+        return len({k.split(".")[depth] for k in state if k.startswith(prefix)})
+
+    try:
+        if "visual.proj" in state:
+            width, _, patch, _ = state["visual.conv1.weight"].shape
+            side = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
+            vision = {
+                "layers": count("visual.transformer.resblocks."),
+                "width": width,
+                "patch_size": patch,
+                "image_size": side * patch,
+            }
+        else:
+            side = math.isqrt(state["visual.attnpool.positional_embedding"].shape[0] - 1)
+            vision = {
+                "layers": [count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+                "width": state["visual.layer1.0.conv1.weight"].shape[0],
+                "image_size": side * 32,  # the trunk halves the image five times
+            }
+        text_width, embed_dim = state["text_projection"].shape
+        text = {
+            "context_length": state["positional_embedding"].shape[0],
+            "vocab_size": state["token_embedding.weight"].shape[0],
+            "width": text_width,
+            "heads": text_width // 64,
+            "layers": count("transformer.resblocks."),
+        }
+    except (KeyError, ValueError) as error:
+        raise BadValue(
+            f"{file} is not a complete CLIP checkpoint in OpenAI's layout ({error} is missing or "
+            f"odd); fetch it again or set MODEL.BACKBONE.WEIGHTS to another file."
+        ) from error
+    return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+
+
+# -- building -------------------------------------------------------------------------------
+
+
+def build(config: dict[str, Any], precision: str) -> nn.Module:
+    """An open_clip model with random weights, its matrices in fp16 for precision ``fp16``."""
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    config = {k: v for k, v in config.items() if k not in ("preprocess_cfg", "custom_text")}
+    half = precision == "fp16"
+    # The weights drawn here are overwritten: they must not move what the caller draws next.
+    with torch.random.fork_rng(devices=[]):
+        model = kind(**config, cast_dtype=torch.float16 if half else None)
+    if half:
+        open_clip.convert_weights_to_lp(model, dtype=torch.float16)
+        if config["vision_cfg"].get("timm_model_name"):
+            # timm's norms do not cast: such a tower stays in fp32, ImageEncoder feeds it so
+            model.visual.float()
+    return model
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, file: Path) -> None:
+    """Strict loading with one sentence on what does not fit."""
+    state = convert_state_dict(model, dict(state))  # third-party layouts that open_clip knows
+    if isinstance(model, open_clip.CustomTextCLIP):
+        state = convert_to_custom_text_state_dict(state)
+    wanted = model.state_dict()
+    for key in ("logit_scale", "logit_bias"):
+        if key in state and key in wanted and state[key].numel() == 1:
+            state[key] = state[key].reshape(wanted[key].shape)
+    problems = mismatches(wanted, state)
+    if problems:
+        raise BadValue(
+            f"{file} does not fit {name}: {problems}; set MODEL.BACKBONE.NAME to the model that "
+            f"the file belongs to."
+        )
+    model.load_state_dict(state)
+
+
+def mismatches(wanted: dict[str, Tensor], given: dict[str, Tensor], limit: int = 4) -> str:
+    """What separates two state dicts, in words: missing and unexpected names, unequal shapes.
+
+    Returns an empty string if names and shapes agree.
+    """
+
+    def listed(names: list[str]) -> str:
+        rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+        return ", ".join(names[:limit]) + rest
+
+    missing = [key for key in wanted if key not in given]
+    unexpected = [key for key in given if key not in wanted]
+    shapes = [
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("unequal shapes", shapes)]
+    return "; ".join(f"{what}: {listed(names)}" for what, names in parts if names)
+
+
+def build_tokenizer(name: str, arch: str, config: dict[str, Any]):
+    """The tokenizer of a model: texts to LongTensor [n, context_length]."""
+    text = config["text_cfg"]
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(
+            context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs") or {}
+        )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return open_clip.get_tokenizer(arch)
+    except Exception as error:  # network, missing package, hub client: all mean the same here
+        raise NotFound(
+            f"the tokenizer {text['hf_tokenizer_name']} of {name} could not be had "
+            f"({str(error).strip().split(chr(10))[0]}); install transformers and fetch it from "
+            f"the Hugging Face hub while online."
+        ) from error

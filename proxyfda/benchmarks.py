@@ -1,0 +1,33 @@
+"""The benchmarks of the CoOp family: their names, in the order of its tables.
+
+Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BENCHMARKS", "SHIFTED", "TITLES"]
+
+# Names of the config files and of the readers' modules -> names in the papers and of the readers.
+TITLES = {
+    "imagenet": "ImageNet",
+    "caltech101": "Caltech101",
+    "oxford_pets": "OxfordPets",
+    "stanford_cars": "StanfordCars",
+    "oxford_flowers": "OxfordFlowers",
+    "food101": "Food101",
+    "fgvc_aircraft": "FGVCAircraft",
+    "sun397": "SUN397",
+    "dtd": "DescribableTextures",
+    "eurosat": "EuroSAT",
+    "ucf101": "UCF101",
+    "imagenetv2": "ImageNetV2",
+    "imagenet_sketch": "ImageNetSketch",
+    "imagenet_a": "ImageNetA",
+    "imagenet_r": "ImageNetR",
+}
+
+SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+"""Test sets of ImageNet's classes, for domain generalisation."""
+
+BENCHMARKS = tuple(name for name in TITLES if name not in SHIFTED)
+"""The eleven datasets of base-to-new generalisation and few-shot learning."""

@@ -1,0 +1,220 @@
+"""Add the gradient of a further loss to features inside somebody else's backward pass.
+
+A host trainer computes its loss and steps inside ``forward_backward`` and hands out neither the
+features nor the loss. For L = L_task + λ L_FDA(f) with features f, the chain rule gives
+
+    dL/dθ = (dL_task/df + λ dL_FDA/df) · df/dθ,
+
+so it is enough to add λ dL_FDA/df to the gradient that arrives at f while the host's own backward
+pass runs. This is exact, needs no second backward through the encoders, and works for any loss.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from proxyfda.neighbours.graph import full_precision
+from proxyfda.utils.errors import BadType, Unusable
+
+
+def _backward_pass() -> int:
+    """Number of the backward pass that this thread is in; -1 outside."""
+    if hasattr(torch._C, "_current_graph_task_id"):
+        return torch._C._current_graph_task_id()
+    # Before torch 2.0: a checkpoint that computes its part again shows on the stack.
+    frame = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in ("unpack", "backward") and code.co_filename == checkpoint.__file__:
+            return 0
+        frame = frame.f_back
+    return -1
+
+
+def _autocast(device: str) -> Callable[[], ContextManager]:
+    """Gives contexts with the autocast setting that holds now."""
+    if hasattr(torch, "get_autocast_dtype"):
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    elif device == "cpu":
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return partial(torch.autocast, device, dtype=dtype) if enabled else nullcontext
+
+
+@dataclass
+class Call:
+    """One forward call of an encoder.
+
+    Attributes:
+        inputs: its first argument.
+        output: the features.
+        tuned: whether they carried gradient when they came out.
+        precision: gives the autocast context that the call ran in.
+    """
+
+    inputs: Any
+    output: Tensor
+    tuned: bool
+    precision: Callable[[], ContextManager]
+
+
+_REENTRANT = (
+    "the {} runs inside a reentrant checkpoint, whose features have no gradient to add to; call "
+    "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+)
+
+
+@dataclass
+class Captured:
+    """Features of one training step, as detached fp32 leaves that a loss can differentiate.
+
+    Attributes:
+        calls: per encoder name, the calls that take part (see :meth:`FeatureCapture.step`).
+        leaves: per encoder name, one leaf for each call, same shape as its output.
+    """
+
+    calls: Dict[str, List[Call]] = field(default_factory=dict)
+    leaves: Dict[str, List[Tensor]] = field(default_factory=dict)
+
+    def tuned(self, name: str) -> bool:
+        """Whether gradients flow through this encoder's output in this step."""
+        return any(call.tuned for call in self.calls.get(name, []))
+
+
+class FeatureCapture:
+    """Watches encoders by forward hooks and joins a gradient to the host's backward pass.
+
+    Args:
+        encoders: name -> module whose forward returns features (a tensor, or a tuple that starts
+            with one).
+        gradients: called once per step, as soon as the host's backward pass reaches any of the
+            captured features, with a :class:`Captured`; returns for each encoder name one
+            gradient (or ``None``) per leaf.
+        backward_pass: which of the backward passes that reach a feature in a step takes the
+            gradient, from 1.
+    """
+
+    def __init__(
+        self,
+        encoders: Dict[str, nn.Module],
+        gradients: Callable[[Captured], Dict[str, List[Optional[Tensor]]]],
+        backward_pass: int = 1,
+    ) -> None:
+        self._gradients = gradients
+        self._backward_pass = backward_pass
+        self._active = False
+        self._calls: Dict[str, List[Call]] = {}
+        self._again: Counter = Counter()
+        self._ready: Optional[Dict[int, Optional[Tensor]]] = None
+        self._reached: Counter = Counter()
+        self._joined = False
+        self.scale: Callable[[], float] = lambda: 1.0
+        self._handles = [
+            module.register_forward_hook(self._hook(name)) for name, module in encoders.items()
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the encoders."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not self._active:
+                return
+            features = output[0] if isinstance(output, (tuple, list)) else output
+            if not isinstance(features, Tensor):
+                raise BadType(
+                    f"the {name} returned a {type(features).__name__}, not a feature tensor; "
+                    "name the module that returns features in the trainer's fda_modules"
+                )
+            calls = self._calls.setdefault(name, [])
+            backward = _backward_pass()
+            if backward != -1:
+                # Activation checkpointing computes the call again; its features count once.
+                self._again[name, backward] += features.requires_grad
+                if self._again[name, backward] > sum(call.tuned for call in calls):
+                    raise Unusable(_REENTRANT.format(name))
+                return
+            images = inputs[0] if inputs else None
+            precision = _autocast(features.device.type)
+            calls.append(Call(images, features, features.requires_grad, precision))
+            if features.requires_grad:
+                features.register_hook(self._join(features))
+
+        return hook
+
+    def _join(self, features: Tensor) -> Callable[[Tensor], Optional[Tensor]]:
+        key = id(features)
+
+        def join(grad: Tensor) -> Optional[Tensor]:
+            if not self._active:
+                return None
+            # A host may run backward twice over one graph; the term belongs in once.
+            self._reached[key] += 1
+            if self._reached[key] != self._backward_pass:
+                return None
+            if self._ready is None:
+                self._ready = self._compute()
+            self._joined = True
+            extra = self._ready.get(key)
+            if extra is None:
+                return None
+            # fp32 sum: a scaled half-precision gradient would lose the smaller summand.
+            return (grad.float() + extra.float() * self.scale()).to(grad.dtype)
+
+        return join
+
+    def _compute(self) -> Dict[int, Optional[Tensor]]:
+        captured = Captured()
+        for name, calls in self._calls.items():
+            tuned = [call for call in calls if call.tuned]
+            if any(call.output.requires_grad and not call.tuned for call in calls):
+                raise Unusable(_REENTRANT.format(name))
+            # Where a host runs an encoder both tuned and frozen (a teacher pass), the tuned
+            # features are the ones to align.
+            captured.calls[name] = tuned or calls
+            captured.leaves[name] = [
+                call.output.detach().float().requires_grad_(call.tuned)
+                for call in captured.calls[name]
+            ]
+        # A host may run its backward pass under autocast, which would round this one too.
+        device = next(iter(captured.leaves.values()))[0].device
+        with torch.enable_grad(), full_precision(device):
+            gradients = self._gradients(captured)
+        return {
+            id(call.output): gradient
+            for name, grads in gradients.items()
+            for call, gradient in zip(captured.calls[name], grads)
+        }
+
+    @contextmanager
+    def step(self, scale: Callable[[], float]) -> Iterator[None]:
+        """Capture the forward calls made inside, and join the gradient to their backward pass.
+
+        Args:
+            scale: gives the factor by which the host scales its loss (``GradScaler``), read when
+                the gradient is joined.
+        """
+        self._active, self._calls, self._again = True, {}, Counter()
+        self._ready, self._reached, self._joined = None, Counter(), False
+        self.scale = scale
+        try:
+            yield
+        finally:
+            self._active, self._calls, self._ready = False, {}, None
+
+    @property
+    def joined(self) -> bool:
+        """Whether the term reached the host's backward pass in the current or last step."""
+        return self._joined

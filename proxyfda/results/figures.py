@@ -1,0 +1,520 @@
+"""Figures of results: ``python -m proxyfda.results.figures OUTPUT --out DIR``.
+
+* ``base_new``: base against new accuracy per dataset and on average, with arrows from the plain
+  trainer to the same trainer with FDA and Proxy-FDA.
+* ``delta_new``: new accuracy relative to zero-shot CLIP as bars.
+* ``fewshot``: accuracy on all classes against the number of images per class.
+* ``training``: loss, its terms and the training accuracy from the event files, per dataset.
+
+All as PNG and SVG; markers, hatches and line styles tell the trainers apart without colour. The
+numbers are those of :mod:`proxyfda.results`, the whiskers its standard deviations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from proxyfda.results import (
+    AVERAGE,
+    PREFIXES,
+    collect,
+    is_zero_shot,
+    plain_trainer,
+    summarise,
+    summarise_accuracy,
+)
+from proxyfda.results.curves import read_curves
+from proxyfda.utils.errors import BadValue, show_user_errors
+
+# Each trio runs from light to dark, so that the order survives in greyscale; what is equally light
+# differs in marker, hatch and line.
+_STYLES = tuple(
+    {"color": color, "marker": marker, "hatch": hatch, "line": line}
+    for color, marker, hatch, line in (
+        ("#f0b429", "o", "", "-"),
+        ("#2a9d8f", "s", "///", "--"),
+        ("#1d3557", "^", "xxx", "-."),
+        ("#c8553d", "D", "\\\\\\", ":"),
+        ("#b9d3c6", "v", "...", (0, (6, 1))),
+        ("#6d597a", "P", "++", (0, (3, 1, 1, 1, 1, 1))),
+        ("#e9c7d4", "X", "oo", (0, (1, 1))),
+        ("#4f9bd9", "<", "||", (0, (8, 2, 2, 2))),
+        ("#264d1f", ">", "--", (0, (2, 3))),
+        ("#d0a77b", "p", "**", (0, (5, 4))),
+        ("#8f2d56", "h", "OO", (0, (10, 2))),
+        ("#5c5c5c", "d", "//", (0, (4, 1, 1, 1))),
+    )
+)
+_ZERO_SHOT = {"color": "black", "marker": "*", "hatch": "", "line": ":"}
+_LONGEST_TITLE = 24
+_FOOTNOTE = "* runs are missing, see the table"
+_WIDEST = 12.0  # inches of a figure with many datasets, before it goes on below
+
+
+def base_new_figure(rows):
+    """Base against new accuracy, one panel per dataset.
+
+    Args:
+        rows: rows of a :class:`proxyfda.results.Summary`, of one host trainer and number of shots.
+
+    Returns:
+        A matplotlib ``Figure``. Grey lines join points of equal H.
+
+    Raises:
+        ValueError: no row has both accuracies.
+    """
+    rows = [row for row in rows if row.base is not None and row.new is not None]
+    if not rows:
+        raise BadValue("no row has both base and new accuracy; finish the runs first")
+    figure, panels = _panels(list(dict.fromkeys(row.dataset for row in rows)))
+    styles = _styles(rows)
+    for dataset, axes in panels.items():
+        _panel(axes, [row for row in rows if row.dataset == dataset], styles)
+    _label_edges(panels, "base accuracy (%)", "new accuracy (%)")
+    handles = [_handle(name, style) for name, style in styles.items()]
+    handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="equal H"))
+    _legend(figure, handles, rows)
+    return figure
+
+
+def delta_new_figure(rows):
+    """New accuracy minus zero-shot CLIP's, bars per dataset and trainer.
+
+    Args and Returns as for :func:`base_new_figure`.
+
+    Raises:
+        ValueError: no row has a difference to zero-shot CLIP.
+    """
+    rows = [row for row in rows if row.delta_new is not None]
+    if not rows:
+        raise BadValue("no row has a Δnew; add ZeroshotCLIP runs to the same output")
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    styles = _styles(rows)
+    # Inches that a dataset takes, and how many stand beside each other.
+    pitch = max(1.25, 0.4 + 0.17 * len(styles))
+    lines = -(-len(datasets) // max(1, int(_WIDEST / pitch)))
+    per_line = -(-len(datasets) // lines)
+    figure = Figure(
+        figsize=(max(6.0, 1.6 + pitch * per_line), 0.9 + 3.0 * lines), layout="constrained"
+    )
+    panels = figure.subplots(lines, 1, sharey=True, squeeze=False)[:, 0]
+    for line, axes in enumerate(panels):
+        here = datasets[line * per_line : (line + 1) * per_line]
+        _bars(axes, rows, here, styles, pitch)
+        # Lines are equally long, so that all bars are equally wide.
+        spare = 0.5 if len(datasets) > 1 else 1.0
+        axes.set_xlim(-spare, per_line - 1 + spare)
+        axes.set_ylabel("Δnew to zero-shot CLIP (points)" if lines == 1 else "Δnew (points)")
+    panels[0].margins(y=0.1)
+    if len(here) == 1 and lines > 1:
+        panels[-1].set_xlim(-0.5, per_line - 0.5)
+    handles = [
+        Patch(
+            facecolor=style["color"],
+            hatch=style["hatch"],
+            edgecolor="white" if style["hatch"] else "black",
+            linewidth=0.6,
+            label=name,
+        )
+        for name, style in styles.items()
+    ]
+    _legend(figure, handles, rows)
+    return figure
+
+
+def _bars(axes, rows, datasets, styles, pitch):
+    slot = 0.8 / len(styles)
+    numbers = slot * pitch > 0.26  # inches that one takes
+    for i, (name, style) in enumerate(styles.items()):
+        for row in (row for row in rows if row.name == name and row.dataset in datasets):
+            x = datasets.index(row.dataset) + (i - (len(styles) - 1) / 2) * slot
+            axes.bar(
+                x,
+                row.delta_new,
+                0.92 * slot,
+                yerr=row.delta_new_std,
+                color=style["color"],
+                hatch=style["hatch"],
+                edgecolor="white" if style["hatch"] else "black",
+                linewidth=0.6,
+                error_kw={"capsize": 2.5, "elinewidth": 1.0, "ecolor": "black"},
+            )
+            if not numbers:
+                continue
+            reach = row.delta_new_std or 0.0
+            above = row.delta_new >= 0
+            axes.annotate(
+                f"{row.delta_new:+.1f}".replace("-", "\N{MINUS SIGN}"),
+                (x, row.delta_new + (reach if above else -reach)),
+                xytext=(0, 3 if above else -3),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=7,
+            )
+    axes.axhline(0, color="black", linewidth=1.0)
+    axes.use_sticky_edges = False
+    if AVERAGE in datasets and len(datasets) > 1:
+        axes.axvline(datasets.index(AVERAGE) - 0.5, color="0.6", linewidth=0.8, linestyle=":")
+    titles = [_title(rows, dataset) for dataset in datasets]
+    axes.set_xticks(range(len(datasets)), titles)
+    axes.tick_params(axis="x", labelsize=9)
+    if len(datasets) > 1 and 0.08 * max(map(len, titles)) > pitch:
+        axes.tick_params(axis="x", rotation=20)
+        for label in axes.get_xticklabels():
+            label.set_ha("right")
+            label.set_rotation_mode("anchor")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def fewshot_figure(rows):
+    """Accuracy against images per class, one panel per dataset.
+
+    Args:
+        rows: few-shot rows of :func:`proxyfda.results.summarise_accuracy`.
+
+    Returns:
+        A matplotlib ``Figure``; zero-shot CLIP stands at 0 images.
+
+    Raises:
+        ValueError: no row has an accuracy.
+    """
+    rows = [row for row in rows if row.accuracy is not None]
+    if not rows:
+        raise BadValue("no few-shot run is finished; finish the runs first")
+    # Equal steps for doubled numbers, as few-shot curves are shown.
+    places = {shots: place for place, shots in enumerate(sorted({row.shots for row in rows}))}
+    styles = _styles(rows)
+    figure, panels = _panels(list(dict.fromkeys(row.dataset for row in rows)))
+    for dataset, axes in panels.items():
+        here = [row for row in rows if row.dataset == dataset]
+        for name, style in styles.items():
+            own = [row for row in here if row.name == name]
+            if own:
+                axes.errorbar(
+                    [places[row.shots] for row in own],
+                    [row.accuracy for row in own],
+                    yerr=[row.accuracy_std or 0.0 for row in own],
+                    linestyle=style["line"],
+                    capsize=2,
+                    elinewidth=0.9,
+                    markeredgecolor="black",
+                    markeredgewidth=0.7,
+                    **_point(style),
+                )
+        axes.set_xticks(list(places.values()), list(places))
+        axes.set_xlim(-0.4, len(places) - 0.6)
+        axes.grid(axis="y", color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+        _panel_title(axes, here, dataset)
+    _label_edges(panels, "images per class", "accuracy (%)")
+    _legend(figure, [_handle(name, style, line=True) for name, style in styles.items()], rows)
+    return figure
+
+
+def training_figure(curves, title=""):
+    """Curves of training on one dataset, one panel per quantity.
+
+    Args:
+        curves: by trainer, by quantity (``loss``, ``loss_fda``, ...) the pair of epochs or steps
+            [T] and values [seeds, T], as :func:`proxyfda.results.curves.read_curves` has them per
+            dataset.
+        title: what the figure is called.
+
+    Returns:
+        A matplotlib ``Figure``: means over seeds, their range as a band.
+
+    Raises:
+        ValueError: there are no curves.
+    """
+    quantities = list(dict.fromkeys(tag for found in curves.values() for tag in found))
+    if not quantities:
+        raise BadValue("there are no training curves; the event files are missing")
+    styles = _styles_of({name: name.split(" ")[0] for name in curves})
+    figure, panels = _panels(quantities, width=3.6)
+    for tag, axes in panels.items():
+        for name, found in curves.items():
+            if tag in found:
+                steps, values = found[tag]
+                style = styles[name]
+                axes.plot(
+                    steps, values.mean(0), color=style["color"], linestyle=style["line"], lw=1.5
+                )
+                if len(values) > 1:
+                    band = values.min(0), values.max(0)
+                    axes.fill_between(steps, *band, color=style["color"], alpha=0.18, lw=0)
+        axes.set_title(tag, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    _label_edges(panels, "step", "")
+    handles = [
+        Line2D([], [], color=style["color"], linestyle=style["line"], lw=1.8, label=name)
+        for name, style in styles.items()
+    ]
+    if title:
+        figure.suptitle(title, fontsize=11)
+    _legend(figure, handles, ())
+    return figure
+
+
+def _panels(names, width=3.0):
+    """A figure with a panel per name, and the axes by name."""
+    columns = _columns(len(names))
+    lines = -(-len(names) // columns)
+    # A single panel is as wide as two, so that the legend fits below it.
+    size = (width * max(columns, 2), 2.9 * lines + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, {
+        name: figure.add_subplot(lines, columns, place + 1) for place, name in enumerate(names)
+    }
+
+
+def _columns(panels):
+    return 3 if panels in (5, 6, 9) else min(4, panels)
+
+
+def _label_edges(panels, x, y):
+    """Label the outer axes of a grid of panels."""
+    columns = _columns(len(panels))
+    for place, axes in enumerate(panels.values()):
+        if place % columns == 0:
+            axes.set_ylabel(y)
+        if place + columns >= len(panels):
+            axes.set_xlabel(x)
+
+
+def _panel_title(axes, rows, dataset):
+    bold = "bold" if dataset == AVERAGE else "normal"
+    axes.set_title(_title(rows, dataset), fontsize=10, fontweight=bold)
+    axes.tick_params(labelsize=8)
+
+
+def _handle(name, style, line=False):
+    return Line2D(
+        [], [], linestyle=style["line"] if line else "", label=name, markeredgecolor="black",
+        **_point(style),
+    )  # fmt: skip
+
+
+def figures(summary, tables=None, curves=None):
+    """All figures of some results.
+
+    Args:
+        summary: base-to-new :class:`proxyfda.results.Summary`.
+        tables: what :func:`proxyfda.results.summarise_accuracy` returns.
+        curves: what :func:`proxyfda.results.curves.read_curves` returns.
+
+    Yields:
+        (name, figure), or (name, sentence) for one that there are no numbers for. The host trainer
+        and the number of shots are appended to names where there are several.
+    """
+    shots = list(dict.fromkeys(row.shots for row in summary.rows))
+    for k in shots:
+        for host, rows in _by_host([row for row in summary.rows if row.shots == k]):
+            tail = host + f"_{k}shots" * (len(shots) > 1)
+            for name, draw in (("base_new", base_new_figure), ("delta_new", delta_new_figure)):
+                yield name + tail, _drawn(draw, rows)
+    fewshot = (tables or {}).get("fewshot")
+    if fewshot is not None:
+        for host, rows in _by_host(fewshot.rows):
+            yield f"fewshot{host}", _drawn(fewshot_figure, rows)
+    for dataset, found in (curves or {}).items():
+        yield f"training_{dataset}", _drawn(training_figure, found, f"Training on {dataset}")
+
+
+def _drawn(draw, *args):
+    try:
+        return draw(*args)
+    except ValueError as error:
+        return str(error)
+
+
+def _by_host(rows):
+    """Pairs of a tail for names and the rows of a host trainer with zero-shot CLIP's."""
+    trainers = dict.fromkeys(row.trainer for row in rows if not is_zero_shot(row.trainer))
+    terms = {}
+    for term, host in map(plain_trainer, trainers):
+        terms.setdefault(host, set()).add(term)
+    own = [host for host in terms if terms[host] != {""}]
+    # Hosts that nothing was added to stand in one figure.
+    plain = [host for host in terms if host not in own]
+    parts = [[host] for host in own] + [plain] * bool(plain) or [[]]
+    for hosts in parts:
+        tail = f"_{hosts[0]}" if len(hosts) == 1 else "_others"
+        yield tail * (len(parts) > 1), [row for row in rows if _belongs(row, hosts)]
+
+
+def save_figures(summary, folder, tables=None, curves=None):
+    """Save what :func:`figures` yields in a folder, made if missing.
+
+    A figure for which there are no numbers is left out with a line that says so.
+
+    Returns:
+        Paths of the files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = []
+    for name, figure in figures(summary, tables, curves):
+        if isinstance(figure, str):
+            print(f"Left out {name}: {figure}")
+        else:
+            saved += _save(figure, folder / re.sub(r"[^\w.+-]+", "_", name))
+    return saved
+
+
+def _belongs(row, hosts):
+    return is_zero_shot(row.trainer) or plain_trainer(row.trainer)[1] in hosts
+
+
+def _save(figure, stem):
+    # Text stays text in the SVG; a fixed salt and no date make it the same file every time.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "proxyfda"}):
+        figure.savefig(f"{stem}.png", dpi=160)
+        figure.savefig(f"{stem}.svg", metadata={"Date": None})
+    return [Path(f"{stem}.png"), Path(f"{stem}.svg")]
+
+
+def _styles(rows):
+    return _styles_of({row.name: row.trainer for row in rows})
+
+
+def _styles_of(trainers):
+    """Style by name: that of the term if each occurs once, otherwise in the order of names."""
+    learned = [name for name, trainer in trainers.items() if not is_zero_shot(trainer)]
+    terms = [PREFIXES.index(plain_trainer(trainers[name])[0]) for name in learned]
+    if len(set(terms)) < len(terms):
+        terms = range(len(learned))
+    styles = {name: _STYLES[term % len(_STYLES)] for name, term in zip(learned, terms)}
+    return {name: styles.get(name, _ZERO_SHOT) for name in trainers}
+
+
+def _point(style):
+    size = 11 if style["marker"] == "*" else 7
+    return {"marker": style["marker"], "color": style["color"], "markersize": size}
+
+
+def _title(rows, dataset):
+    here = [row for row in rows if row.dataset == dataset]
+    title = here[0].title
+    if len(title) > _LONGEST_TITLE:
+        title = title[: _LONGEST_TITLE - 1] + "…"
+    if dataset == AVERAGE:
+        title += f" of {here[0].n_datasets}"
+    return title + "*" * any(not row.complete for row in here)
+
+
+def _panel(axes, rows, styles):
+    zero = next((row for row in rows if is_zero_shot(row.trainer)), None)
+    learned = [row for row in rows if not is_zero_shot(row.trainer)]
+    plain = next((row for row in learned if not plain_trainer(row.trainer)[0]), None)
+    for row in rows:
+        axes.errorbar(
+            row.base,
+            row.new,
+            xerr=row.base_std,
+            yerr=row.new_std,
+            ecolor="0.55",
+            elinewidth=0.9,
+            capsize=2,
+            zorder=3,
+            markeredgecolor="black",
+            markeredgewidth=0.7,
+            **_point(styles[row.name]),
+        )
+    start = plain or zero
+    for row in learned:
+        if row is start or start is None:
+            continue
+        _arrow(axes, start, row, styles[row.name]["color"], "-")
+    if plain and zero:
+        _arrow(axes, zero, plain, "0.45", ":")
+    axes.margins(0.14)
+    axes.autoscale_view()
+    _equal_h(axes)
+    _panel_title(axes, rows, rows[0].dataset)
+
+
+def _arrow(axes, start, end, color, line):
+    axes.annotate(
+        "",
+        (end.base, end.new),
+        (start.base, start.new),
+        zorder=2,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": color,
+            "linewidth": 1.4,
+            "linestyle": line,
+            "shrinkA": 5,
+            "shrinkB": 5,
+        },
+    )
+
+
+def _equal_h(axes):
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    base, new = np.meshgrid(
+        np.linspace(max(left, 0.1), right, 40), np.linspace(max(bottom, 0.1), top, 40)
+    )
+    h = 2 * base * new / (base + new)
+    low, high = h.min(), h.max()
+    step = next((s for s in (1, 2, 5, 10, 20) if (high - low) / s <= 6), 50)
+    levels = np.arange(np.ceil(low / step) * step, high, step)
+    if len(levels):
+        lines = axes.contour(base, new, h, levels, colors="0.82", linewidths=0.7, zorder=0)
+        axes.clabel(lines, fmt="%g", fontsize=6, colors="0.6")
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+
+
+def _legend(figure, handles, rows):
+    title = None if all(row.complete for row in rows) else _FOOTNOTE
+    longest = max(len(handle.get_label()) for handle in handles)
+    per_line = max(1, int(figure.get_figwidth() / max(1.45, 0.55 + 0.085 * longest)))
+    more = -(-len(handles) // per_line) - 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * more)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), per_line),
+        frameon=False,
+        fontsize=9,
+        title=title,
+        title_fontsize=8,
+    )
+
+
+def main(argv=None):
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m proxyfda.results.figures", description="Figures of results."
+    )
+    parser.add_argument(
+        "outputs", nargs="+", metavar="[LABEL=]OUTPUT", help="output folder of the scripts"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the figures")
+    parser.add_argument("--split", default="test", choices=("test", "val"), help="results on it")
+    parser.add_argument(
+        "--curves", action="store_true", help="training curves too (reads all event files)"
+    )
+    args = parser.parse_args(argv)
+    records = collect(*args.outputs, split=args.split)
+    curves = read_curves(records) if args.curves else None
+    for path in save_figures(summarise(records), args.out, summarise_accuracy(records), curves):
+        print(f"Saved {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    show_user_errors()
+    sys.exit(main())
