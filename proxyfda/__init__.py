@@ -15,18 +15,32 @@ from proxyfda.utils.errors import BadModel
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NeighbourGraph": "proxyfda.neighbours.graph",
-    "fda_loss": "proxyfda.neighbours.graph",
-    "pointwise_loss": "proxyfda.neighbours.graph",
-    "ProxyGenerator": "proxyfda.neighbours.proxies",
-    "proxy_loss": "proxyfda.neighbours.proxies",
-    "proxy_fda_loss": "proxyfda.neighbours.proxies",
+    # regularisers: modules, and the losses as functions
+    "FDA": "proxyfda.regularisers",
+    "FDAOptions": "proxyfda.regularisers",
+    "ProxyFDA": "proxyfda.regularisers",
+    "ProxyFDAOptions": "proxyfda.regularisers",
+    "RKD": "proxyfda.regularisers",
+    "Pointwise": "proxyfda.regularisers",
+    "LDIFS": "proxyfda.regularisers",
+    "L2SP": "proxyfda.regularisers",
+    "fda_loss": "proxyfda.regularisers",
+    "proxy_fda_loss": "proxyfda.regularisers",
+    "rkd_loss": "proxyfda.regularisers",
+    "pointwise_loss": "proxyfda.regularisers",
+    "ldifs_loss": "proxyfda.regularisers",
+    "l2sp_loss": "proxyfda.regularisers",
+    # what they are made of
+    "NeighbourGraph": "proxyfda.neighbours",
+    "ProxyGenerator": "proxyfda.neighbours",
+    "proxy_loss": "proxyfda.neighbours",
+    "FrozenCopy": "proxyfda.anchors",
     "ClassBalancedBatchSampler": "proxyfda.sampling",
     "class_similarity": "proxyfda.sampling",
     "harmonic_mean": "proxyfda.results.metrics",
-    "ProxyFDAConfig": "proxyfda.integrations.dassl_options",
-    "extend_cfg": "proxyfda.integrations.dassl_options",
-    "ProxyFDAMixin": "proxyfda.integrations.dassl",
+    # the plugin for codebases on Dassl
+    "RegularisedTrainer": "proxyfda.integrations.dassl",
+    "extend_cfg": "proxyfda.integrations.dassl",
     "make_trainer": "proxyfda.integrations.dassl",
     "register": "proxyfda.integrations.dassl",
 }

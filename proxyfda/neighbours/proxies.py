@@ -1,14 +1,20 @@
 """Proxies: features made online that enrich a batch's neighbourhoods (Proxy-FDA).
 
-Source: Huang et al., ICML 2025, arXiv 2505.24088: a generator of one attention and two
+Source: Huang et al., ICML 2025, arXiv 2505.24088, Section 3.2: a generator of one attention and two
 convolutional layers looks at the neighbours and the non-neighbours of every feature and pools each
 set into a few proxies with softmax-normalised weights; it learns from L_proxy alone, and the
 proxies join the real features in the FDA loss. The layout of the generator and the exact terms of
 L_proxy are not published and *ours*.
 
 A proxy is a convex combination p = A x of unit features, so every similarity follows from the
-features' Gram matrix G (x·p = A G, |p|^2 = A G A^T) and no proxy is ever formed in d dimensions.
-Memory grows with N · P · M (P = proxies of an anchor): meant for batches up to some hundreds.
+weights A and the features' Gram matrix, and with few columns no proxy is ever formed in d
+dimensions.
+
+Cost (ours): an anchor has P proxies over M columns, P growing with M, so N anchors take N · P · M
+numbers, which is cubic in the number of classes where N = M = C. Two bounds keep it in check:
+``ProxyGenerator.max_proxies`` for the proxies of a set (64 sets of a few hundred members have
+fewer), and :func:`choose_anchors` for the anchors that get proxies in a step; the others get theirs
+in later steps. Below the bounds nothing is left out.
 """
 
 from __future__ import annotations
@@ -19,22 +25,111 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
-from proxyfda.neighbours.graph import (
-    FORMS,
-    NeighbourGraph,
-    Relations,
-    form_options,
-    full_precision,
-    prepare,
-    row_losses,
-    signed_weights,
-    unit_rows,
-    zero_loss,
-)
+from proxyfda.neighbours.cosines import full_precision, unit_rows, zero_loss
+from proxyfda.neighbours.graph import NeighbourGraph
 from proxyfda.utils.errors import BadValue
 
-__all__ = ["Proxies", "ProxyGenerator", "proxy_fda_loss", "proxy_loss"]
+__all__ = [
+    "MAX_PAIRS",
+    "MAX_PROXIES",
+    "Proxies",
+    "ProxyGenerator",
+    "UnitColumns",
+    "choose_anchors",
+    "proxy_loss",
+]
+
+MAX_PROXIES = 128
+"""Most proxies of one set (ours): sets of up to 321 members have s = 0.4 of their size."""
+
+MAX_PAIRS = 2**21
+"""Most pairs of proxies and columns in a step (ours), about 100 MB in all."""
+
+
+def choose_anchors(
+    sets: int,
+    rows: int,
+    pairs_per_row: int,
+    max_pairs: int,
+    turn: int,
+    device: Optional[torch.device] = None,
+) -> Optional[Tuple[Tensor, Tensor]]:
+    """Which anchors get proxies in this step (ours).
+
+    Evenly spaced ones, as many as the bound allows but at least one; with every turn the choice
+    moves on by one, so that each anchor gets proxies equally often.
+
+    Args:
+        sets: number of sets of anchors.
+        rows: anchors in a set.
+        pairs_per_row: proxies of an anchor times columns.
+        max_pairs: bound on the sum of these.
+        turn: number of the step.
+        device: where the result is wanted.
+
+    Returns:
+        Numbers of the sets, and of the anchors in each of them; None for all of them.
+
+    >>> choose_anchors(1, 8, 100, 1000, turn=0)
+    >>> [choose_anchors(1, 8, 100, 400, turn=turn)[1].tolist() for turn in (0, 1)]
+    [[0, 2, 4, 6], [1, 3, 5, 7]]
+    """
+    most = max(1, max_pairs // max(pairs_per_row, 1))
+    if sets * rows <= most:
+        return None
+    some_sets = min(sets, most)
+
+    def spaced(size: int, wanted: int, shift: int) -> Tensor:
+        return (torch.arange(wanted, device=device) * size // wanted + shift) % size
+
+    return spaced(sets, some_sets, turn // rows), spaced(rows, most // some_sets, turn)
+
+
+class UnitColumns:
+    """Unit features that proxies are combinations of, as rows of X [M, d] or [S, M, d].
+
+    Products with them go by the Gram matrix X Xᵀ where that is smaller than X, else by X.
+
+    Args:
+        unit: the features; S sets in a leading dimension.
+        gram: X Xᵀ, if it is known.
+    """
+
+    def __init__(self, unit: Tensor, gram: Optional[Tensor] = None) -> None:
+        self.unit, self._gram = unit, gram
+        self.by_gram = gram is not None or unit.shape[-2] <= unit.shape[-1]
+
+    def detach(self) -> UnitColumns:
+        """The same without gradient."""
+        gram = None if self._gram is None else self._gram.detach()
+        return UnitColumns(self.unit.detach(), gram)
+
+    @property
+    def gram(self) -> Tensor:
+        """X Xᵀ [M, M] or [S, M, M]."""
+        if self._gram is None:
+            self._gram = self.unit @ self.unit.transpose(-1, -2)
+        return self._gram
+
+    def _grouped(self, weights: Tensor) -> Tensor:
+        """[n, P, M] -> [n · P, M], or [S, n / S · P, M] for S sets."""
+        return weights.reshape(*self.unit.shape[:-2], -1, weights.shape[-1])
+
+    def products(self, weights: Tensor) -> Tensor:
+        """p·x of combinations p = A X, A [n, P, M], and every column x of their set [n, P, M]."""
+        grouped = self._grouped(weights)
+        if self.by_gram:
+            return (grouped @ self.gram).view(weights.shape)
+        return ((grouped @ self.unit) @ self.unit.transpose(-1, -2)).view(weights.shape)
+
+    def squared_norms(self, weights: Tensor) -> Tensor:
+        """|p|² of combinations p = A X, A [n, P, M]: [n, P]."""
+        grouped = self._grouped(weights)
+        if self.by_gram:
+            return ((grouped @ self.gram) * grouped).sum(-1).view(weights.shape[:-1])
+        return (grouped @ self.unit).square().sum(-1).view(weights.shape[:-1])
 
 
 class Proxies(NamedTuple):
@@ -54,27 +149,20 @@ class Proxies(NamedTuple):
         """Estimated similarities ŵ^p = A ŵ [N, P] from frozen ones [N, M]."""
         return (self.weights @ similarities.to(self.weights.dtype).unsqueeze(2)).squeeze(2)
 
-    def cosines(self, similarities: Tensor, gram: Tensor) -> Tensor:
-        """cos(x_i, p) [N, P] of each anchor and its proxies, without forming the proxies.
+    def cosines(self, similarities: Tensor, columns: UnitColumns) -> Tensor:
+        """cos(x_i, p) [N, P] of each anchor and its proxies.
 
         Args:
             similarities: cosines of rows and columns [N, M].
-            gram: cosines among the columns [M, M], or [S, M, M] of the columns of S sets, each of
-                which N / S consecutive anchors look at.
+            columns: the columns; with S sets N / S consecutive anchors look at each.
         """
-        return self.estimate(similarities) / self._norms(self._products(gram))
+        squared = columns.squared_norms(self.weights)
+        return self.estimate(similarities) * squared.clamp(min=1e-8).rsqrt()
 
-    def _products(self, gram: Tensor) -> Tensor:
-        return _times(self.weights, gram)  # p·x for every column x
-
-    def _norms(self, products: Tensor) -> Tensor:
-        return (self.weights * products).sum(2).clamp(min=1e-8).sqrt()
-
-
-def _times(weights: Tensor, gram: Tensor) -> Tensor:
-    """Weights [N, P, M] times a Gram matrix [M, M], or times that of their set, [S, M, M]."""
-    sets = gram.shape[:-2]
-    return (weights.reshape(*sets, -1, weights.shape[-1]) @ gram).view(weights.shape)
+    def at_least_fp32(self) -> Proxies:
+        """The same with weights in fp32 (float64 stays)."""
+        weights = self.weights
+        return self if weights.dtype == torch.float64 else self._replace(weights=weights.float())
 
 
 def _adaptive_average(size: int, count: int) -> Tensor:
@@ -104,44 +192,75 @@ class ProxyGenerator(nn.Module):
 
     d·r + 6 r^2 + 11 r + 1 parameters: 22,881 at d = 512, r = 32.
 
-    A set of size S gets max(1, floor(ratio·S + 1/2)) proxies.
+    A set of size S gets max(1, floor(ratio·S + 1/2)) proxies, at most ``max_proxies``.
 
     Args:
         dim: feature dimension d.
         ratio: s, proxies per set member, above 0.
         width: r.
         scale: start of the pooling scale.
+        max_proxies: most proxies of a set.
+        seed: of the initial weights; None takes them from torch's global stream, as modules do.
 
     Raises:
-        ValueError: an option out of range.
+        BadValue: an option out of range.
     """
 
     def __init__(
-        self, dim: int, ratio: float = 0.4, *, width: int = 32, scale: float = 10.0
+        self,
+        dim: int,
+        ratio: float = 0.4,
+        *,
+        width: int = 32,
+        scale: float = 10.0,
+        max_proxies: int = MAX_PROXIES,
+        seed: Optional[int] = None,
     ) -> None:
         super().__init__()
         if dim < 1 or width < 1:
             raise BadValue(f"dim is {dim} and width {width}; give at least 1 of each.")
         if not (ratio > 0 and scale > 0):
             raise BadValue(f"ratio is {ratio} and scale {scale}; give values above 0.")
+        if max_proxies < 1:
+            raise BadValue(f"max_proxies is {max_proxies}; give at least 1.")
         self.dim, self.ratio, self.width = int(dim), float(ratio), int(width)
-        self.down = nn.Linear(dim, width, bias=False)
+        self.max_proxies = int(max_proxies)
+        self.down = skip_init(nn.Linear, dim, width, bias=False)
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width)
-        self.pointwise = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.depthwise = nn.ParameterList(
-            nn.Parameter(torch.empty(3, width).uniform_(-1, 1) / math.sqrt(3)) for _ in range(2)
-        )
+        self.qkv = skip_init(nn.Linear, width, 3 * width, bias=False)
+        self.out = skip_init(nn.Linear, width, width)
+        self.pointwise = nn.ModuleList(skip_init(nn.Linear, width, width) for _ in range(2))
+        self.depthwise = nn.ParameterList(nn.Parameter(torch.empty(3, width)) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self._cached: Optional[Tuple[tuple, Tensor, Tensor]] = None
+        self._cached: Optional[Tuple[object, Tensor, Tensor]] = None
+        self._initialise(None if seed is None else torch.Generator().manual_seed(seed))
+
+    def _initialise(self, stream: Optional[torch.Generator]) -> None:
+        """Weights as torch's modules draw them, from a stream of their own or the global one."""
+        linears = [self.down, self.qkv, self.out, *self.pointwise]
+        with torch.no_grad():
+            for linear in linears:
+                bound = 1 / math.sqrt(linear.in_features)  # type: ignore[arg-type]
+                linear.weight.uniform_(-bound, bound, generator=stream)  # type: ignore[operator]
+                if linear.bias is not None:
+                    linear.bias.uniform_(-bound, bound, generator=stream)  # type: ignore[operator]
+            for weight in self.depthwise:
+                weight.uniform_(-1, 1, generator=stream).div_(math.sqrt(3))
 
     def extra_repr(self) -> str:
+        """What the representation shows beside the layers."""
         return f"dim={self.dim}, ratio={self.ratio}, width={self.width}"
 
     def count(self, size: int) -> int:
         """Number of proxies of a set of ``size`` members; 0 for an empty set."""
-        return max(1, math.floor(self.ratio * size + 0.5)) if size else 0
+        if not size:
+            return 0
+        return min(self.max_proxies, max(1, math.floor(self.ratio * size + 0.5)))
+
+    def pairs_per_row(self, graph: NeighbourGraph) -> int:
+        """Proxies of an anchor of the graph times its columns."""
+        made = self.count(graph.k) + self.count(graph.count - graph.k)
+        return made * graph.shape[1]
 
     def forward(self, features: Tensor, graph: NeighbourGraph) -> Proxies:
         """Make the proxies of every anchor of a graph.
@@ -155,34 +274,45 @@ class ProxyGenerator(nn.Module):
             Proxies with weights [N, P, M] in the parameters' dtype.
 
         Raises:
-            ValueError: d is not ``dim``, or M not the graph's.
+            BadValue: d is not ``dim``, or M not the graph's.
         """
         if features.dim() not in (2, 3) or features.shape[-1] != self.dim:
             raise BadValue(
                 f"features have shape {tuple(features.shape)}, but this generator was built for "
                 f"dimension {self.dim}; build ProxyGenerator({features.shape[-1]}) for them."
             )
+        if features.shape[-2] != graph.shape[1]:
+            raise BadValue(f"{features.shape[-2]} features meet {graph!r}; give its columns.")
+        with torch.no_grad(), full_precision(features.device):
+            unit = unit_rows(features.detach())
+        return self.pool(unit, graph)
+
+    def pool(self, unit: Tensor, graph: NeighbourGraph) -> Proxies:
+        """:meth:`forward` of unit features without gradient."""
         n, m = graph.shape
-        if features.shape[-2] != m:
-            raise BadValue(f"{features.shape[-2]} features meet {graph!r}; give its {m} columns.")
         positives, negatives = self.count(graph.k), self.count(graph.count - graph.k)
-        if n == 0 or graph.count == 0:
+        if graph.is_empty:
             return Proxies(self.down.weight.new_zeros(n, 0, m), 0)
-        with full_precision(features.device):
-            x = unit_rows(features.detach()).to(self.down.weight.dtype)
+        with full_precision(unit.device):
+            x = unit.to(self.down.weight.dtype)
             members = self._attend(self.norm(self.down(x - x.mean(-2, keepdim=True))))
-            queries = F.normalize(self._queries(members, graph), dim=2)
-            keys = self.log_scale.exp() * F.normalize(members, dim=-1)
+            queries = unit_rows(self._queries(members, graph))
+            keys = self.log_scale.exp() * unit_rows(members)
             queries = queries.view(*members.shape[:-2], -1, self.width)
             logits = (queries @ keys.transpose(-1, -2)).view(n, -1, m)
-            outside = torch.cat(
-                [
-                    (~graph.mask).unsqueeze(1).expand(n, positives, m),
-                    (graph.mask | ~graph.valid).unsqueeze(1).expand(n, negatives, m),
-                ],
-                dim=1,
+            return Proxies(
+                logits.masked_fill(self._outside(graph, positives, negatives), -math.inf).softmax(2),
+                positives,
             )
-            return Proxies(logits.masked_fill(outside, -float("inf")).softmax(2), positives)
+
+    @staticmethod
+    def _outside(graph: NeighbourGraph, positives: int, negatives: int) -> Tensor:
+        """True where a column is not in the set that a proxy stands for [N, P, M]."""
+        stands_for_near = torch.arange(positives + negatives, device=graph.mask.device) < positives
+        outside = graph.mask.unsqueeze(1) ^ stands_for_near.unsqueeze(1)
+        if not graph.is_cross:
+            outside |= graph.diagonal.unsqueeze(1)
+        return outside
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """Tokens [M, r] -> members [M, r], or the same with a leading dimension of sets."""
@@ -214,15 +344,14 @@ class ProxyGenerator(nn.Module):
 
     def _constants(self, size: int, k: int, like: Tensor) -> Tuple[Tensor, Tensor]:
         """Pooling of both sets [P, 1 + S], and the shifts of a convolution along them [3·P, P]."""
-        key = (size, k, self.ratio, like.dtype, like.device)
+        key = (size, k, self.ratio, self.max_proxies, like.dtype, like.device)
         if self._cached is None or self._cached[0] != key:
-            counts = [self.count(k), self.count(size - k)]
+            sizes = [s for s in (k, size - k) if s]
+            counts = [self.count(s) for s in sizes]
             with torch.inference_mode(False):  # what is made in evaluation serves training too
-                averages = torch.block_diag(
-                    *(_adaptive_average(s, c) for s, c in zip((k, size - k), counts) if c)
-                )
+                averages = torch.block_diag(*map(_adaptive_average, sizes, counts))
                 taps = [
-                    torch.block_diag(*(torch.eye(c + 2)[1:-1, t : t + c] for c in counts if c))
+                    torch.block_diag(*(torch.eye(c + 2)[1:-1, t : t + c] for c in counts))
                     for t in range(3)
                 ]
                 self._cached = (
@@ -231,43 +360,6 @@ class ProxyGenerator(nn.Module):
                     torch.cat(taps).to(like.device, like.dtype),
                 )
         return self._cached[1], self._cached[2]
-
-
-def _contrast(cosines: Tensor, proxies: Proxies, graph: NeighbourGraph, temperature: float):
-    """Contrastive term of every proxy [N, P]; ``cosines`` [N, P, M] of proxies and columns."""
-    near = graph.mask
-    sets = torch.stack([near, graph.valid & ~near], dim=2).to(cosines.dtype)
-    sets = sets / sets.sum(1, keepdim=True).clamp(min=1.0)
-    # Bounded below by exp(-2 / temperature), so no maximum has to be taken out.
-    means = ((cosines - 1.0) / temperature).exp() @ sets
-    towards, away = means.unbind(2)
-    odds = away.log() - towards.log()
-    signs = odds.new_ones(odds.shape[1])
-    signs[proxies.positives :] = -1.0
-    return F.softplus(odds * signs)
-
-
-def _spread(weights: Tensor, gram: Tensor, size: Tensor) -> Tensor:
-    """Unbiased variance of unit vectors from the weights of their mean [..., M] and number."""
-    squared_mean = (_times(weights, gram) * weights).sum(-1)
-    return (1.0 - squared_mean).clamp(min=0.0) * size / (size - 1.0).clamp(min=1.0)
-
-
-def _variance(weights: Tensor, proxies: Proxies, graph: NeighbourGraph, gram: Tensor) -> Tensor:
-    """Variance term of every set [N, 2]; ``weights`` A / |p| [N, P, M] of unit proxies."""
-    positives, total = proxies.positives, weights.shape[1]
-    counts = weights.new_tensor([positives, total - positives])
-    means = torch.stack(
-        [weights[:, :positives].sum(1), weights[:, positives:].sum(1)], dim=1
-    ) / counts.clamp(min=1.0).unsqueeze(1)
-    near = graph.mask
-    members = torch.stack([near, graph.valid & ~near], dim=1).to(weights.dtype)
-    sizes = members.sum(2)
-    real = _spread(members / sizes.clamp(min=1.0).unsqueeze(2), gram, sizes)
-    made = _spread(means, gram, counts)
-    counted = (counts > 1) & (sizes > 1) & (real > 1e-6)
-    ratio = (made + 1e-6) / real.clamp(min=1e-6)
-    return F.relu(1.0 - ratio.sqrt()).masked_fill(~counted, 0.0)
 
 
 def proxy_loss(
@@ -301,122 +393,76 @@ def proxy_loss(
         Scalar, fp32 (float64 for float64 proxies); 0 for a graph that ``is_trivial``.
 
     Raises:
-        ValueError: an option out of range.
+        BadValue: an option out of range.
     """
     if graph.is_trivial:
         return zero_loss(proxies.weights)
+    proxies = proxies.at_least_fp32()
     with full_precision(features.device):
-        x = unit_rows(features.detach())
-        return _proxy_loss(
-            _at_least_fp32(proxies), x @ x.transpose(-1, -2), graph, alpha, temperature
-        )
+        unit = unit_rows(features.detach()).to(proxies.weights.dtype)
+        return proxy_loss_of_unit(proxies, UnitColumns(unit), graph, alpha, temperature)
 
 
-def _at_least_fp32(proxies: Proxies) -> Proxies:
-    weights = proxies.weights
-    return proxies if weights.dtype == torch.float64 else proxies._replace(weights=weights.float())
-
-
-def _proxy_loss(
-    proxies: Proxies, gram: Tensor, graph: NeighbourGraph, alpha: float, temperature: float
+def proxy_loss_of_unit(
+    proxies: Proxies, columns: UnitColumns, graph: NeighbourGraph, alpha: float, temperature: float
 ) -> Tensor:
+    """:func:`proxy_loss` of unit columns without gradient."""
     if not temperature >= 0.03:
         raise BadValue(f"temperature of L_proxy is {temperature}; give 0.03 or more.")
     if not alpha >= 0:
         raise BadValue(f"alpha is {alpha}; give 0 or more.")
-    gram = gram.detach().to(proxies.weights.dtype)
-    products = proxies._products(gram)
-    norms = proxies._norms(products).unsqueeze(2)
-    contrast = _contrast(products / norms, proxies, graph, temperature)
-    near, far = contrast[:, : proxies.positives], contrast[:, proxies.positives :]
-    loss = near.mean() + far.mean()
+    weights, positives = proxies
+    total = weights.shape[1]
+    products = columns.products(weights)
+    squared = (weights * products).sum(2, keepdim=True)
+    inverse_norms = squared.clamp(min=1e-8).rsqrt()
+    cosines = products * inverse_norms
+    near = graph.mask.to(weights.dtype)
+    far = 1.0 - near if graph.is_cross else (graph.valid & ~graph.mask).to(weights.dtype)
+    sizes = (graph.k, graph.count - graph.k)
+    means = torch.stack([near / max(sizes[0], 1), far / max(sizes[1], 1)], dim=1)  # [N, 2, M]
+
+    # exp(cos / T) is bounded by exp(1 / 0.03), so no maximum has to be taken out.
+    closeness = (cosines / temperature).exp_() @ means.transpose(1, 2)
+    towards, away = closeness.unbind(2)
+    odds = away.log() - towards.log()
+    signs = torch.ones(total, device=odds.device, dtype=odds.dtype)
+    signs[positives:] = -1.0
+    contrast = F.softplus(odds * signs)
+    loss = contrast[:, :positives].mean() + contrast[:, positives:].mean()
     if alpha:
-        variance = _variance(proxies.weights / norms, proxies, graph, gram)
-        loss = loss + alpha * variance.sum(1).mean()
+        spreads = _variance_term(
+            weights * inverse_norms, cosines, positives, columns.squared_norms(means), sizes
+        )
+        loss = loss + alpha * spreads
     return loss
 
 
-def _append(graph: NeighbourGraph, proxies: Proxies, exact: bool) -> Relations:
-    """The graph's relations with the proxies as further columns [N, M + P]."""
-    real = graph.relations
-    weights = proxies.weights
-    if exact:
-        gram = graph.column_gram.to(weights.dtype)
-        similarities = proxies.cosines(graph.similarities.to(weights.dtype), gram)
-    else:
-        similarities = proxies.estimate(graph.similarities)
-    similarities = similarities.to(real.similarities.dtype)
-    positive = torch.zeros_like(similarities, dtype=torch.bool)
-    positive[:, : proxies.positives] = True
-    signed = signed_weights(similarities, positive, graph.min_weight)
-    return real._replace(
-        similarities=torch.cat([real.similarities, similarities], dim=1),
-        positive=torch.cat([real.positive, positive], dim=1),
-        weights=torch.cat([real.weights, signed], dim=1),
-        valid=torch.cat([real.valid, torch.ones_like(positive)], dim=1),
-        count=real.count + similarities.shape[1],
-    )
-
-
-def proxy_fda_loss(
-    features: Tensor,
-    anchors: Optional[Tensor] = None,
-    generator: Optional[ProxyGenerator] = None,
-    *,
-    k: Optional[int] = None,
-    tau: float = 0.1,
-    bias: float = 10.0,
-    form: str = "paper",
-    slope: float = 2.0,
-    temperature: float = 0.5,
-    scale: str = "pooled",
-    columns: Optional[Tensor] = None,
-    column_anchors: Optional[Tensor] = None,
-    graph: Optional[NeighbourGraph] = None,
-    alpha: float = 1.0,
-    proxy_temperature: float = 0.1,
-) -> Tuple[Tensor, Tensor]:
-    """FDA loss over the real features and their proxies, and the loss of the proxies' generator.
-
-    L_Proxy-FDA^i = L_FDA^i({[X+, P+], [X-, P-]}, {[ŵ+, ŵp+], [ŵ-, ŵp-]}) with P = A X of the tuned
-    features and ŵp = A ŵ. Forms that have their minimum at the frozen features take for ŵp the
-    frozen cosine of the frozen proxy A X̂ instead (ours), because the estimate would shift it.
-    Threshold and spread remain those of the real features.
-
-    Minimise ``loss_task + λ loss_fda`` for the model and ``loss_proxy`` for the generator; their
-    sum does both, since the first has no gradient for the generator and the second none for
-    anything else.
+def _variance_term(
+    weights: Tensor,
+    cosines: Tensor,
+    positives: int,
+    squared_means: Tensor,
+    sizes: Tuple[int, int],
+) -> Tensor:
+    """Variance terms of both sets, averaged over anchors.
 
     Args:
-        generator: makes the proxies from the columns (in the self form the features); required.
-        alpha: weight of the variance term in L_proxy.
-        proxy_temperature: of the contrastive term in L_proxy.
-
-    The other arguments are those of ``fda_loss``.
-
-    Returns:
-        (loss_fda, loss_proxy), scalars, fp32 at least. Both exactly 0 with zero gradients if there
-        is nothing to align (see ``fda_loss``).
-
-    Raises:
-        ValueError: as ``fda_loss``; no generator; a generator of another dimension.
+        weights: of unit proxies, A / |p| [N, P, M].
+        cosines: of proxies and columns [N, P, M].
+        squared_means: squared norm of the mean of the real members of each set [N, 2].
+        sizes: members of the two sets.
     """
-    if generator is None:
-        raise BadValue("generator is missing; give a ProxyGenerator(dim), or use fda_loss.")
-    options = form_options(form, tau=tau, bias=bias, slope=slope, temperature=temperature)
-    graph = prepare(features, anchors, columns, column_anchors, graph, k, scale)
-    if graph.is_trivial:
-        return zero_loss(features, columns), zero_loss(*generator.parameters())
-    proxies = _at_least_fp32(generator(features if columns is None else columns, graph))
-    with full_precision(features.device):
-        rows = unit_rows(features)
-        others = rows if columns is None else unit_rows(columns).to(rows.dtype)
-        gram = others @ others.transpose(-1, -2)
-        cosines = gram if columns is None else rows @ others.transpose(-1, -2)
-        cosines = cosines.reshape(graph.shape)
-        loss_proxy = _proxy_loss(proxies, gram, graph, alpha, proxy_temperature)
-
-        fixed = proxies._replace(weights=proxies.weights.detach().to(gram.dtype))
-        extended = _append(graph, fixed, FORMS[form].exact_proxies)
-        cosines = torch.cat([cosines, fixed.cosines(cosines, gram)], dim=1)
-        return row_losses(form, cosines, extended, options).mean(), loss_proxy
+    counts = (positives, weights.shape[1] - positives)
+    loss = weights.new_zeros(())
+    for part, made, real, squared in zip(
+        (slice(0, positives), slice(positives, None)), counts, sizes, squared_means.unbind(1)
+    ):
+        if made < 2 or real < 2:
+            continue
+        mean, products = weights[:, part].mean(1), cosines[:, part].mean(1)
+        variance = (1.0 - (mean * products).sum(1)).clamp(min=0.0) * (made / (made - 1))
+        spread = (1.0 - squared).clamp(min=0.0) * (real / (real - 1))
+        gap = F.relu(1.0 - ((variance + 1e-6) / spread.clamp(min=1e-6)).sqrt())
+        loss = loss + torch.where(spread > 1e-6, gap, torch.zeros_like(gap)).mean()
+    return loss

@@ -1,0 +1,164 @@
+"""FDA: feature distribution alignment, Eq. 2 of the paper."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from proxyfda.neighbours.graph import NeighbourGraph, Relations
+from proxyfda.regularisers.base import Options, register
+from proxyfda.regularisers.relations import RelationalRegulariser, relation_loss
+
+__all__ = ["FDA", "FDAOptions", "fda_loss"]
+
+UNITS = ("cosine", "frozen")
+
+
+@dataclass(frozen=True)
+class FDAOptions(Options):
+    """Options of :class:`FDA`. None of the values is published: all are ours.
+
+    Attributes:
+        k: neighbours per anchor, clamped to what a batch allows (see ``NeighbourGraph``).
+        tau: temperature τ of the cosines.
+        bias: offset b of the logits, with its sign as in Eq. 2; with τ = 0.1, +10 is SigLIP's
+            initialisation, logit = 10 cos - 10.
+        units: ``"cosine"``: Eq. 2 literally. ``"frozen"`` (ours): cosines are measured from the
+            threshold between the K-th and the next neighbour, in units of the frozen similarities'
+            spread, with ``slope`` in the place of 1 / τ and no bias.
+        slope: steepness per unit of spread, with units ``"frozen"``.
+    """
+
+    k: int = 8
+    tau: float = 0.1
+    bias: float = 10.0
+    units: str = "cosine"
+    slope: float = 2.0
+
+    def check(self) -> None:
+        """See :meth:`Options.check`."""
+        self._require(self.k >= 1, "k", "a neighbourhood needs at least 1 neighbour")
+        self._require_positive("tau", "slope")
+        self._require(
+            math.isfinite(self.bias), "bias", "use a finite number (SigLIP's is +10 in this sign)"
+        )
+        self._require(self.units in UNITS, "units", f"use one of {', '.join(UNITS)}")
+
+
+def eq2_row_losses(cosines: Tensor, relations: Relations, tau: float, bias: float) -> Tensor:
+    """mean_j log(1 + exp(w_ij (-c_ij / τ + b))) for rows of cosines [N, P]: [N]."""
+    pairs = F.softplus(relations.weights * (bias - cosines / tau))
+    # The weight of a row with itself is 0, so that pair gives log 2, whatever its cosine is.
+    surplus = (relations.width - relations.count) * math.log(2.0)
+    total = pairs.sum(-1)
+    return (total - surplus if surplus else total) / relations.count
+
+
+def eq2_in_frozen_units(cosines: Tensor, relations: Relations, slope: float) -> Tensor:
+    """mean_j log(1 + exp(-slope w'_ij z_ij)) for rows of cosines [N, P]: [N] (ours).
+
+    z = (c - threshold) / spread, w' = w divided by its row's mean magnitude. The boundary between
+    the K-th and the next neighbour takes the place of τ·b and the spread that of τ, so that it
+    suits cosines of any range. It widens the margin at the boundary, but leaves well separated
+    pairs alone.
+    """
+    weights = relations.weights
+    magnitude = weights.abs().sum(1, keepdim=True) / relations.count
+    labels = weights / magnitude.clamp(min=1e-6)
+    return relations.mean(F.softplus(-slope * labels * relations.standardise(cosines)))
+
+
+def fda_loss(
+    features: Tensor,
+    anchors: Optional[Tensor] = None,
+    *,
+    k: Optional[int] = None,
+    tau: float = 0.1,
+    bias: float = 10.0,
+    units: str = "cosine",
+    slope: float = 2.0,
+    scale: str = "pooled",
+    columns: Optional[Tensor] = None,
+    column_anchors: Optional[Tensor] = None,
+    graph: Optional[NeighbourGraph] = None,
+) -> Tensor:
+    """FDA loss of a batch, the mean over i and j != i of Eq. 2.
+
+        L = 1/N Σ_i 1/(N-1) Σ_{j≠i} log(1 + exp(w_ij (-cos(x_i, x_j)/τ + b)))
+
+    with w_ij = ŵ_ij, the frozen cosine, for the K nearest neighbours of the frozen feature i, and
+    -ŵ_ij for the others (both clamped at 0, ours).
+
+    Source: Huang et al., ICML 2025, arXiv 2505.24088, Eq. 2: SigLIP's sigmoid loss with real-valued
+    labels. Its minimum is not at the frozen features: it draws neighbours to cosine 1 and drives
+    the others apart.
+
+    Args:
+        features: tuned features [N, d], or [S, N, d].
+        anchors: frozen features of the same samples [N, d]; no gradient flows into them.
+        k: neighbours per row; required without ``graph``.
+        tau, bias, units, slope: see :class:`FDAOptions`.
+        scale: unit of the spread with units ``"frozen"``, see ``NeighbourGraph``.
+        columns: tuned features of a second set [M, d], or [S, M, d]: the cross-modal form.
+        column_anchors: their frozen counterparts [M, d].
+        graph: frozen graph made before, instead of anchors, column_anchors, k and scale.
+
+    Sets and columns are explained at :func:`~proxyfda.regularisers.relations.relation_loss`.
+
+    Returns:
+        Scalar, fp32 (float64 for float64 features). Exactly 0 with zero gradient if there is
+        nothing to align: N <= 3, or fewer than 2 columns.
+
+    Raises:
+        BadValue: shapes that do not go together, options out of range.
+
+    >>> import torch
+    >>> frozen = torch.eye(6) + 0.5
+    >>> tuned = frozen.clone().requires_grad_()
+    >>> loss = fda_loss(tuned, frozen, k=2, tau=0.1, bias=10.0)
+    >>> round(loss.item(), 4)
+    0.8643
+    """
+    options = FDAOptions(k=k or 1, tau=tau, bias=bias, units=units, slope=slope)
+    return relation_loss(
+        row_losses_of(options),
+        features,
+        anchors,
+        k=k,
+        columns=columns,
+        column_anchors=column_anchors,
+        graph=graph,
+        scale=scale,
+    )
+
+
+def row_losses_of(options: FDAOptions):  # type: ignore[no-untyped-def]
+    """The function of rows that the options ask for."""
+    if options.units == "frozen":
+        return functools.partial(eq2_in_frozen_units, slope=options.slope)
+    return functools.partial(eq2_row_losses, tau=options.tau, bias=options.bias)
+
+
+@register
+class FDA(RelationalRegulariser):
+    """Feature distribution alignment as a module, see :func:`fda_loss`.
+
+    >>> import torch
+    >>> regulariser = FDA(k=2)
+    >>> frozen = torch.eye(6) + 0.5
+    >>> regulariser(frozen, frozen) == fda_loss(frozen, frozen, k=2)
+    tensor(True)
+    """
+
+    name = "fda"
+    options_class = FDAOptions
+
+    def row_losses(self, cosines: Tensor, relations: Relations) -> Tensor:
+        """See :meth:`RelationalRegulariser.row_losses`."""
+        losses: Tensor = row_losses_of(self.options)(cosines, relations)
+        return losses
