@@ -1,12 +1,13 @@
-"""Add the gradient of a further loss to features inside somebody else's backward pass.
+"""Add the gradient of a further loss inside somebody else's backward pass.
 
 A host trainer computes its loss and steps inside ``forward_backward`` and hands out neither the
-features nor the loss. For L = L_task + λ L_FDA(f) with features f, the chain rule gives
+features nor the loss. For L = L_task + λ R(f) with features f, the chain rule gives
 
-    dL/dθ = (dL_task/df + λ dL_FDA/df) · df/dθ,
+    dL/dθ = (dL_task/df + λ dR/df) · df/dθ,
 
-so it is enough to add λ dL_FDA/df to the gradient that arrives at f while the host's own backward
-pass runs. This is exact, needs no second backward through the encoders, and works for any loss.
+so it is enough to add λ dR/df to the gradient that arrives at f while the host's own backward pass
+runs. This is exact, needs no second backward through the encoders, and works for any loss. With the
+trained weights themselves in the place of f it holds for a loss on weights.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from proxyfda.neighbours.graph import full_precision
+from proxyfda.neighbours.cosines import full_precision
 from proxyfda.utils.errors import BadType, Unusable
+
+__all__ = ["Call", "Captured", "FeatureCapture", "WeightCapture"]
+
+Scale = Callable[[], Union[float, Tensor]]
+"""Gives the factor by which the host scales its loss."""
 
 
 def _backward_pass() -> int:
@@ -56,16 +62,16 @@ class Call:
     """One forward call of an encoder.
 
     Attributes:
-        inputs: its first argument.
+        inputs: the first tensor among its arguments; None if there is none.
         output: the features.
         tuned: whether they carried gradient when they came out.
         precision: gives the autocast context that the call ran in.
     """
 
-    inputs: Any
+    inputs: Optional[Tensor]
     output: Tensor
     tuned: bool
-    precision: Callable[[], ContextManager]
+    precision: Callable[[], ContextManager[Any]]
 
 
 _REENTRANT = (
@@ -91,8 +97,82 @@ class Captured:
         return any(call.tuned for call in self.calls.get(name, []))
 
 
-class FeatureCapture:
-    """Watches encoders by forward hooks and joins a gradient to the host's backward pass.
+class _Joint:
+    """When a gradient joins a backward pass: within :meth:`step`, once for each tensor.
+
+    Args:
+        backward_pass: which of the backward passes that reach a tensor in a step takes the
+            gradient, from 1.
+    """
+
+    def __init__(self, backward_pass: int) -> None:
+        self._backward_pass = backward_pass
+        self._active = False
+        self._reached: Counter[Any] = Counter()
+        self._extra: Optional[Dict[int, Optional[Tensor]]] = None
+        self._scale: Scale = lambda: 1.0
+        self._scaled_by: Union[float, Tensor] = 1.0
+        self._handles: List[Any] = []
+
+    @property
+    def joined(self) -> bool:
+        """Whether the gradient reached the host's backward pass in the current or last step."""
+        return self._extra is not None
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def step(self, scale: Scale = lambda: 1.0) -> Iterator[None]:
+        """Capture what happens inside, and join the gradient to the backward pass in it.
+
+        Args:
+            scale: gives the factor by which the host scales its loss (``GradScaler``), asked once
+                when the backward pass gets here.
+        """
+        self._begin()
+        self._active, self._scale = True, scale
+        self._reached, self._extra = Counter(), None
+        try:
+            yield
+        finally:
+            self._active = False
+            self._end()
+
+    def _begin(self) -> None:
+        pass
+
+    def _end(self) -> None:
+        pass
+
+    def _compute(self) -> Dict[int, Optional[Tensor]]:
+        """Gradient by the identity of the tensor that it joins."""
+        raise NotImplementedError
+
+    def _join(self, key: int) -> Callable[[Tensor], Optional[Tensor]]:
+        def join(grad: Tensor) -> Optional[Tensor]:
+            if not self._active:
+                return None
+            # A host may run backward twice over one graph; the term belongs in once.
+            self._reached[key] += 1
+            if self._reached[key] != self._backward_pass:
+                return None
+            if self._extra is None:
+                self._extra = self._compute()
+                self._scaled_by = self._scale()
+            extra = self._extra.get(key)
+            if extra is None:
+                return None
+            # fp32 sum: a scaled half-precision gradient would lose the smaller summand.
+            return (grad.float() + extra.float() * self._scaled_by).to(grad.dtype)
+
+        return join
+
+
+class FeatureCapture(_Joint):
+    """Watches encoders by forward hooks and joins a gradient to their features.
 
     Args:
         encoders: name -> module whose forward returns features (a tensor, or a tuple that starts
@@ -100,8 +180,7 @@ class FeatureCapture:
         gradients: called once per step, as soon as the host's backward pass reaches any of the
             captured features, with a :class:`Captured`; returns for each encoder name one
             gradient (or ``None``) per leaf.
-        backward_pass: which of the backward passes that reach a feature in a step takes the
-            gradient, from 1.
+        backward_pass: see :class:`_Joint`.
     """
 
     def __init__(
@@ -110,33 +189,28 @@ class FeatureCapture:
         gradients: Callable[[Captured], Dict[str, List[Optional[Tensor]]]],
         backward_pass: int = 1,
     ) -> None:
+        super().__init__(backward_pass)
         self._gradients = gradients
-        self._backward_pass = backward_pass
-        self._active = False
         self._calls: Dict[str, List[Call]] = {}
-        self._again: Counter = Counter()
-        self._ready: Optional[Dict[int, Optional[Tensor]]] = None
-        self._reached: Counter = Counter()
-        self._joined = False
-        self.scale: Callable[[], float] = lambda: 1.0
-        self._handles = [
-            module.register_forward_hook(self._hook(name)) for name, module in encoders.items()
-        ]
+        self._again: Counter[Any] = Counter()
+        for name, module in encoders.items():
+            self._handles.append(_register_forward_hook(module, self._hook(name)))
 
-    def remove(self) -> None:
-        """Take the hooks off the encoders."""
-        for handle in self._handles:
-            handle.remove()
+    def _begin(self) -> None:
+        self._calls, self._again = {}, Counter()
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _end(self) -> None:
+        self._calls = {}
+
+    def _hook(self, name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(args: Any, kwargs: Any, output: Any) -> None:
             if not self._active:
                 return
             features = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(features, Tensor):
                 raise BadType(
                     f"the {name} returned a {type(features).__name__}, not a feature tensor; "
-                    "name the module that returns features in the trainer's fda_modules"
+                    "name the module that returns features in the trainer's regularised_modules"
                 )
             calls = self._calls.setdefault(name, [])
             backward = _backward_pass()
@@ -146,34 +220,14 @@ class FeatureCapture:
                 if self._again[name, backward] > sum(call.tuned for call in calls):
                     raise Unusable(_REENTRANT.format(name))
                 return
-            images = inputs[0] if inputs else None
+            given = [*args, *kwargs.values()]
+            inputs = next((value for value in given if isinstance(value, Tensor)), None)
             precision = _autocast(features.device.type)
-            calls.append(Call(images, features, features.requires_grad, precision))
+            calls.append(Call(inputs, features, features.requires_grad, precision))
             if features.requires_grad:
-                features.register_hook(self._join(features))
+                features.register_hook(self._join(id(features)))
 
         return hook
-
-    def _join(self, features: Tensor) -> Callable[[Tensor], Optional[Tensor]]:
-        key = id(features)
-
-        def join(grad: Tensor) -> Optional[Tensor]:
-            if not self._active:
-                return None
-            # A host may run backward twice over one graph; the term belongs in once.
-            self._reached[key] += 1
-            if self._reached[key] != self._backward_pass:
-                return None
-            if self._ready is None:
-                self._ready = self._compute()
-            self._joined = True
-            extra = self._ready.get(key)
-            if extra is None:
-                return None
-            # fp32 sum: a scaled half-precision gradient would lose the smaller summand.
-            return (grad.float() + extra.float() * self.scale()).to(grad.dtype)
-
-        return join
 
     def _compute(self) -> Dict[int, Optional[Tensor]]:
         captured = Captured()
@@ -194,27 +248,42 @@ class FeatureCapture:
             gradients = self._gradients(captured)
         return {
             id(call.output): gradient
-            for name, grads in gradients.items()
-            for call, gradient in zip(captured.calls[name], grads)
+            for name, found in gradients.items()
+            for call, gradient in zip(captured.calls[name], found)
         }
 
-    @contextmanager
-    def step(self, scale: Callable[[], float]) -> Iterator[None]:
-        """Capture the forward calls made inside, and join the gradient to their backward pass.
 
-        Args:
-            scale: gives the factor by which the host scales its loss (``GradScaler``), read when
-                the gradient is joined.
-        """
-        self._active, self._calls, self._again = True, {}, Counter()
-        self._ready, self._reached, self._joined = None, Counter(), False
-        self.scale = scale
-        try:
-            yield
-        finally:
-            self._active, self._calls, self._ready = False, {}, None
+def _register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], None]) -> Any:
+    """A forward hook that is given positional and keyword arguments and the output."""
+    try:
+        return module.register_forward_hook(
+            lambda _, args, kwargs, output: hook(args, kwargs, output), with_kwargs=True
+        )
+    except TypeError:  # before torch 2.0, where hooks see no keyword arguments
+        return module.register_forward_hook(lambda _, args, output: hook(args, {}, output))
 
-    @property
-    def joined(self) -> bool:
-        """Whether the term reached the host's backward pass in the current or last step."""
-        return self._joined
+
+class WeightCapture(_Joint):
+    """Joins a gradient to trained weights.
+
+    Args:
+        weights: the weights.
+        gradients: called once per step, as soon as the backward pass reaches any of them; returns
+            one gradient per weight.
+        backward_pass: see :class:`_Joint`.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[nn.Parameter],
+        gradients: Callable[[], Sequence[Tensor]],
+        backward_pass: int = 1,
+    ) -> None:
+        super().__init__(backward_pass)
+        self._weights, self._gradients = list(weights), gradients
+        self._handles = [weight.register_hook(self._join(id(weight))) for weight in self._weights]
+
+    def _compute(self) -> Dict[int, Optional[Tensor]]:
+        with torch.enable_grad():
+            found = self._gradients()
+        return {id(weight): gradient for weight, gradient in zip(self._weights, found)}

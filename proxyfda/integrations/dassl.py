@@ -1,14 +1,14 @@
-"""The plugin: adds the (Proxy-)FDA term to any Dassl-style CLIP trainer.
+"""The plugin: adds a regulariser to any Dassl-style CLIP trainer.
 
-``proxyfda.register()``, or by hand ``class ProxyFDACoOp(ProxyFDAMixin, CoOp)`` or
-``make_trainer(CoOp, "proxy_fda")``. The host is not changed: its features are captured by hooks and
-the gradient of λ L is joined to its own backward pass (:mod:`proxyfda.integrations.capture`), frozen features
-come from its own weights (:mod:`proxyfda.anchors.host_weights`), its checkpoints stay what they were.
+``proxyfda.register()``, or by hand ``class ProxyFDACoOp(RegularisedTrainer, CoOp)`` or
+``make_trainer(CoOp, "proxy_fda")``. The host is not changed: its features are captured by hooks
+and the gradient of λ R is joined to its own backward pass
+(:mod:`proxyfda.integrations.capture`), frozen features come from its own weights
+(:mod:`proxyfda.anchors.host_weights`), its checkpoints stay what they were.
 """
 
 from __future__ import annotations
 
-import os
 import os.path as osp
 import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -16,30 +16,85 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from proxyfda.anchors.host_weights import FrozenCLIP, find_template, find_tokenize, watch_embeddings
-from proxyfda.integrations.capture import Captured, FeatureCapture
-from proxyfda.integrations.dassl_options import ProxyFDAConfig
-from proxyfda.neighbours.graph import NeighbourGraph, fda_loss, pointwise_loss
-from proxyfda.neighbours.proxies import ProxyGenerator, proxy_fda_loss
+from proxyfda.anchors.cache import cached_tensor, fingerprint
+from proxyfda.anchors.host_weights import (
+    FrozenCLIP,
+    find_template,
+    find_tokenize,
+    watch_embeddings,
+)
+from proxyfda.integrations.capture import FeatureCapture, WeightCapture
+from proxyfda.integrations.dassl_options import NO_REGULARISER, PluginOptions, extend_cfg
+from proxyfda.integrations.spaces import RegularisedSpaces
+from proxyfda.regularisers import L2SP, find
 from proxyfda.sampling import ClassBalancedBatchSampler, class_similarity
 from proxyfda.utils.errors import BadModel, BadValue, NotFinite, Unusable
+from proxyfda.utils.files import write_atomically
+from proxyfda.utils.suggest import did_you_mean
 
-GENERATOR_DIR = "proxy_generator"
-_PREFIX = {"fda": "FDA", "proxy_fda": "ProxyFDA"}
+__all__ = [
+    "NO_REGULARISER",
+    "RegularisedTrainer",
+    "describe_regulariser",
+    "extend_cfg",
+    "make_trainer",
+    "register",
+    "regulariser_in_name",
+]
+
+STATE_DIR = "regulariser"
+_PREFIXES = {"fda": "FDA", "proxy_fda": "ProxyFDA"}
+"""Regularisers that have a trainer of their own for every host, and its prefix."""
+
+
+def regulariser_in_name(trainer: str) -> Tuple[str, str]:
+    """What a trainer's name says: the regulariser, or empty, and the host's name.
+
+    >>> regulariser_in_name("ProxyFDACoOp"), regulariser_in_name("CoOp")
+    (('proxy_fda', 'CoOp'), ('', 'CoOp'))
+    """
+    for name, prefix in sorted(_PREFIXES.items(), key=lambda item: -len(item[1])):
+        if trainer.startswith(prefix) and trainer != prefix:
+            return name, trainer[len(prefix) :]
+    return "", trainer
+
+
+def describe_regulariser(cfg: Any) -> Optional[Dict[str, Any]]:
+    """What a config adds to its trainer, for records of a run; None if nothing.
+
+    Returns:
+        ``name``, ``weight``, ``spaces`` (empty: chosen by the host), ``options`` of the
+        regulariser, and ``m``, ``n`` and ``mining`` of the batches.
+    """
+    if "PROXYFDA" not in cfg.TRAINER:
+        return None
+    options = PluginOptions.from_cfg(cfg, regulariser_in_name(cfg.TRAINER.NAME)[0])
+    if not (options.has_term or options.has_batches):
+        return None
+    return {
+        "name": options.regulariser,
+        "weight": options.weight,
+        "spaces": list(options.spaces),
+        "options": dict(options.settings),
+        "m": options.m,
+        "n": options.n,
+        "mining": options.mining,
+    }
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
     """The module inside ``DataParallel`` and other wrappers.
 
     Raises:
-        RuntimeError: with more than one device, whose replicas no hook on the original sees.
+        Unusable: with more than one device, whose replicas no hook on the original sees.
     """
     for module in model.modules():
         devices = getattr(module, "device_ids", None)
         if devices and len(devices) > 1:
             raise Unusable(
-                "Proxy-FDA needs all features of a batch on one device, but the model is spread "
-                f"over {len(devices)}; make one visible, for example with CUDA_VISIBLE_DEVICES=0"
+                "the regulariser needs all features of a batch on one device, but the model is "
+                f"spread over {len(devices)}; make one visible, for example with "
+                "CUDA_VISIBLE_DEVICES=0"
             )
     while True:
         inner = getattr(model, "module", getattr(model, "_orig_mod", None))
@@ -48,99 +103,137 @@ def _unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-class ProxyFDAMixin:
-    """Put before a trainer: ``class ProxyFDACoOp(ProxyFDAMixin, CoOp)``.
+class RegularisedTrainer:
+    """Put before a trainer: ``class ProxyFDACoOp(RegularisedTrainer, CoOp)``.
 
     The host needs what the prompt-tuning family has: ``self.model`` with the encoders named in
-    ``fda_modules``, ``self.cfg``, ``self.device``, ``self.dm``, a ``forward_backward(batch)`` that
-    runs the backward pass, and Dassl's hooks. Options are read from ``cfg.TRAINER.PROXYFDA``
-    (:class:`proxyfda.integrations.dassl_options.ProxyFDAConfig`).
+    ``regularised_modules``, ``self.cfg``, ``self.device``, ``self.dm``, a
+    ``forward_backward(batch)`` that runs the backward pass, and Dassl's hooks. Options are read
+    from ``cfg.TRAINER.PROXYFDA`` (:class:`~proxyfda.integrations.dassl_options.PluginOptions`).
 
     Anchors: where the image encoder is frozen, its features are their own and no second forward
-    runs. Otherwise they are rebuilt from the host's own weights (:mod:`proxyfda.anchors.host_weights`), unless
-    the host offers ``frozen_text_features() -> [C, d]`` (hand-written prompts, one row per class in
-    label order) or ``frozen_image_features(images) -> [B, d]`` (given what its image encoder was
-    given).
+    runs. Otherwise they are rebuilt from the host's own weights
+    (:mod:`proxyfda.anchors.host_weights`), unless the host offers ``frozen_text_features() -> [C,
+    d]`` (hand-written prompts, one row per class in label order) or
+    ``frozen_image_features(images) -> [B, d]`` (given what its image encoder was given).
 
     Attributes:
-        fda_mode: mode where ``TRAINER.PROXYFDA.MODE`` is empty.
-        fda_modules: names of the image and the text encoder, dotted from the model down; a name
-            may also stand deeper if it is the only one of its kind.
-        fda_backward_pass: which backward pass of a step takes the term, from 1, where the host
-            runs several over the same features.
+        trained_regulariser: what the trainer's name says; empty where the config decides.
+        regularised_modules: names of the image and the text encoder, dotted from the model down; a
+            name may also stand deeper if it is the only one of its kind.
+        regularised_backward_pass: which backward pass of a step takes the term, from 1, where the
+            host runs several over the same features.
     """
 
-    fda_mode = "proxy_fda"
-    fda_modules = {"image_encoder": "image_encoder", "text_encoder": "text_encoder"}
-    fda_backward_pass = 1
+    trained_regulariser = ""
+    regularised_modules = {"image_encoder": "image_encoder", "text_encoder": "text_encoder"}
+    regularised_backward_pass = 1
 
-    _fda: Optional[FeatureAlignment] = None
-    _fda_capture: Optional[FeatureCapture] = None
-    _fda_clip: Optional[FrozenCLIP] = None
+    _plugin: Optional[PluginOptions] = None
+    _spaces: Optional[RegularisedSpaces] = None
+    _weights_term: Optional[L2SP] = None
+    _capture: Any = None
+    _frozen_clip: Optional[FrozenCLIP] = None
 
     # -- building ---------------------------------------------------------------------------------
 
     def check_cfg(self, cfg: Any) -> None:
-        super().check_cfg(cfg)
-        ProxyFDAConfig.from_cfg(cfg)
+        """Refuse options that cannot work before anything is built."""
+        super().check_cfg(cfg)  # type: ignore[misc]
+        PluginOptions.from_cfg(cfg, self.trained_regulariser)
 
     def build_model(self) -> None:
-        settings = ProxyFDAConfig.from_cfg(self.cfg)
-        if not settings.active:
-            return super().build_model()
+        """Build the host, and what the options add to it."""
+        options = PluginOptions.from_cfg(self.cfg, self.trained_regulariser)  # type: ignore[attr-defined]
+        if not (options.has_term or options.has_batches):
+            if options.m and options.enabled and not self.trained_regulariser:
+                print(
+                    f"TRAINER.PROXYFDA.M {options.m} has no effect without a regulariser; for the "
+                    f"balanced batches alone set TRAINER.PROXYFDA.REGULARISER {NO_REGULARISER}"
+                )
+            super().build_model()  # type: ignore[misc]
+            return
         with watch_embeddings() as embeddings:
-            super().build_model()
-        mode = settings.mode or self.fda_mode
-        if mode != "sampler" or settings.mining:
-            encoders = self._fda_encoders()
-            self._fda_clip = self._fda_frozen_clip(encoders, embeddings, settings.template)
-        if mode != "sampler":
-            self._fda = FeatureAlignment(
-                settings,
-                mode,
-                self._fda_frozen("text"),
-                self._fda_frozen("image"),
-                self.device,
-                max(self.cfg.SEED, 0),
-            )
-            self._fda_capture = FeatureCapture(
-                encoders, self._fda.gradients, self.fda_backward_pass
-            )
-        if settings.m:
-            self._fda_replace_batches(settings)
+            super().build_model()  # type: ignore[misc]
+        self._plugin = options
+        kind = find(options.regulariser).kind if options.has_term else ""
+        if kind == "weights":
+            self._regularise_weights(options)
+        elif options.has_term or options.mining:
+            encoders = self._regularised_encoders()
+            self._frozen_clip = self._find_frozen_clip(encoders, embeddings, options.template)
+            if options.has_term:
+                self._regularise_features(options, encoders)
+        if options.has_batches:
+            self._replace_batches(options)
 
-    def _fda_encoders(self) -> Dict[str, nn.Module]:
-        """The modules of ``fda_modules``.
+    def _regularise_weights(self, options: PluginOptions) -> None:
+        model = _unwrap(self._trained_model())
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._weights_term = term = L2SP(trained)
 
-        Raises:
-            AttributeError: the trainer has no model, or the model no such module.
-        """
-        if not isinstance(getattr(self, "model", None), nn.Module):
+        def gradients() -> List[Tensor]:
+            loss = term()
+            self._weights_loss = loss.detach()
+            return list(torch.autograd.grad(options.weight * loss, trained))
+
+        self._capture = WeightCapture(trained, gradients, self.regularised_backward_pass)
+
+    def _regularise_features(self, options: PluginOptions, encoders: Dict[str, nn.Module]) -> None:
+        settings = dict(options.settings)
+        if settings.get("proxy_seed", 0) < 0:
+            settings["proxy_seed"] = max(self.cfg.SEED, 0)  # type: ignore[attr-defined]
+        self._spaces = RegularisedSpaces(
+            options.regulariser,
+            settings,
+            options.spaces,
+            options.weight,
+            self._frozen_features("text"),
+            self._frozen_features("image"),
+            options.generator_lr,
+            self.device,  # type: ignore[attr-defined]
+        )
+        self._capture = FeatureCapture(
+            encoders, self._spaces.gradients, self.regularised_backward_pass
+        )
+
+    def _trained_model(self) -> nn.Module:
+        model = getattr(self, "model", None)
+        if not isinstance(model, nn.Module):
             raise BadModel(
                 f"{type(self).__name__} has no self.model that is trained, so there is nothing "
-                "for Proxy-FDA to act on"
+                "for a regulariser to act on; use its plain form"
             )
-        model = _unwrap(self.model)
+        return model
+
+    def _regularised_encoders(self) -> Dict[str, nn.Module]:
+        """The modules of ``regularised_modules``.
+
+        Raises:
+            BadModel: the trainer has no model, or the model no such module.
+        """
+        model = _unwrap(self._trained_model())
         modules = dict(model.named_modules())
         encoders = {}
-        for name, path in self.fda_modules.items():
+        for name, path in self.regularised_modules.items():
             found = [key for key in modules if f".{key}".endswith(f".{path}")]
             if path not in modules and len(found) != 1:
                 near = ", ".join(found) or ", ".join(key for key, _ in model.named_children())
                 raise BadModel(
                     f"the model has no module {path!r} to capture features from (it has: {near}); "
-                    "set fda_modules on the trainer class, or give modules to proxyfda.register"
+                    "set regularised_modules on the trainer class, or give modules to "
+                    "proxyfda.register"
                 )
             encoders[name] = modules[path if path in modules else found[0]]
         return encoders
 
-    def _fda_frozen_clip(
+    def _find_frozen_clip(
         self, encoders: Dict[str, nn.Module], embeddings: List[nn.Embedding], template: str
     ) -> Optional[FrozenCLIP]:
         """The source of the anchors that the host does not offer itself.
 
         Raises:
-            ValueError: a template where the host has anchors of its own.
+            BadValue: a template where the host has anchors of its own.
         """
         own = [side for side in ("text", "image") if hasattr(self, f"frozen_{side}_features")]
         if template and "text" in own:
@@ -150,9 +243,10 @@ class ProxyFDAMixin:
             )
         if len(own) == 2:
             return None
-        template = template or find_template(type(self), self.dm.dataset, self.cfg.DATASET.NAME)
-        names = [name.replace("_", " ") for name in self.dm.dataset.classnames]
-        texts = [template.format(name) for name in names]
+        dataset, name = self.dm.dataset, self.cfg.DATASET.NAME  # type: ignore[attr-defined]
+        template = template or find_template(type(self), dataset, name)
+        names = [classname.replace("_", " ") for classname in dataset.classnames]
+        texts = [template.format(classname) for classname in names]
         clip = FrozenCLIP(
             encoders["image_encoder"],
             encoders["text_encoder"],
@@ -166,357 +260,235 @@ class ProxyFDAMixin:
         )
         return clip
 
-    def _fda_frozen(self, side: str) -> Callable[..., Tensor]:
+    def _frozen_features(self, side: str) -> Callable[..., Tensor]:
         """What gives the frozen features of a side: the host, or its weights."""
         own = getattr(self, f"frozen_{side}_features", None)
-        return own or getattr(self._fda_clip, f"{side}_features")
+        found: Callable[..., Tensor] = own or getattr(self._frozen_clip, f"{side}_features")
+        return found
 
-    def _fda_replace_batches(self, settings: ProxyFDAConfig) -> None:
-        loader = self.train_loader_x
+    # -- batches ----------------------------------------------------------------------------------
+
+    def _replace_batches(self, options: PluginOptions) -> None:
+        loader = self.train_loader_x  # type: ignore[has-type]
         labels = [item.label for item in loader.dataset.data_source]
-        similarity = self._fda_class_similarity(loader, labels) if settings.mining else None
+        k = options.settings.get("k", 0)
         sampler = ClassBalancedBatchSampler(
             labels,
-            settings.m,
-            settings.n,
-            similarity=similarity,
-            seed=max(self.cfg.SEED, 0),
+            options.m,
+            options.n,
+            seed=max(self.cfg.SEED, 0),  # type: ignore[attr-defined]
+            # A neighbourhood is to cross the border of its class: K > n.
+            most_per_class=k - 1 if 1 < options.n + 1 <= k else None,
         )
-        # Everything but the choice of images stays the host's.
-        self.train_loader_x = torch.utils.data.DataLoader(
-            loader.dataset,
-            batch_sampler=sampler,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
-            collate_fn=loader.collate_fn,
-            worker_init_fn=loader.worker_init_fn,
-        )
+        self.train_loader_x = _with_batches(loader, sampler)
         if getattr(self, "dm", None) is not None:
-            self.dm.train_loader_x = self.train_loader_x
-        how = "hard class mining" if settings.mining else "classes at random"
-        print(f"Proxy-FDA batches: {settings.m} classes x {settings.n} images, {how}")
+            self.dm.train_loader_x = self.train_loader_x  # type: ignore[attr-defined]
+        how = "hard class mining" if options.mining else "classes at random"
+        print(f"Proxy-FDA batches: {options.m} classes x {options.n} images, {how}")
+        if sampler.adaptation:
+            print(f"Proxy-FDA batches: {sampler.adaptation}")
+
+    def before_train(self) -> None:
+        """Mine classes, once: their similarities need the features of all training images."""
+        super().before_train()  # type: ignore[misc]
+        if self._plugin is not None and self._plugin.has_batches and self._plugin.mining:
+            self.train_loader_x.batch_sampler.similarity = self._class_similarity()
+
+    def _class_similarity(self) -> Tensor:
+        """Cosine similarities between the mean frozen image features of the classes, [C, C].
+
+        Kept in the output folder, so that a resumed run does not encode all images again.
+        """
+        source = self.train_loader_x.dataset.data_source
+        labels = [item.label for item in source]
+        encoder = self._regularised_encoders()["image_encoder"]
+        path = osp.join(self.cfg.OUTPUT_DIR, "class_similarity.pt") if self.cfg.OUTPUT_DIR else ""  # type: ignore[attr-defined]  # fmt: skip
+        words = [f"{item.impath} {item.label}" for item in source]
+
+        def compute() -> Tensor:
+            print(f"Proxy-FDA mining: frozen features of {len(source)} training images")
+            features = torch.cat([batch.cpu() for batch in self._frozen_training_features()])
+            return class_similarity(features, torch.tensor(labels))
+
+        return cached_tensor(path, fingerprint(encoder, words), compute)
 
     @torch.no_grad()
-    def _fda_class_similarity(self, loader: Any, labels: List[int]) -> Tensor:
-        """Cosine similarities between the mean frozen image features of the classes, [C, C]."""
-        encode = self._fda_frozen("image")
-        dataset = type(loader.dataset)(
-            self.cfg, loader.dataset.data_source, transform=self.test_loader.dataset.transform
-        )
+    def _frozen_training_features(self) -> Any:
+        encode = self._frozen_features("image")
+        train, test = self.train_loader_x.dataset, self.test_loader.dataset  # type: ignore[attr-defined]
+        # As in a test: without augmentation.
+        dataset = type(train)(self.cfg, train.data_source, transform=test.transform)  # type: ignore[attr-defined]
         images = torch.utils.data.DataLoader(
             dataset,
-            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            num_workers=loader.num_workers,
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,  # type: ignore[attr-defined]
+            num_workers=self.train_loader_x.num_workers,
         )
-        features = torch.cat([encode(batch["img"].to(self.device)).float() for batch in images])
-        return class_similarity(features.cpu(), torch.tensor(labels))
+        for batch in images:
+            yield encode(batch["img"].to(self.device)).float()  # type: ignore[attr-defined]
 
     # -- training ---------------------------------------------------------------------------------
 
     def before_epoch(self) -> None:
-        super().before_epoch()
+        """Draw the batches of the epoch."""
+        super().before_epoch()  # type: ignore[misc]
         sampler = getattr(self.train_loader_x, "batch_sampler", None)
         if isinstance(sampler, ClassBalancedBatchSampler):
-            sampler.set_epoch(self.epoch)
+            sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
 
-    def _fda_loss_scale(self) -> float:
+    def regularised_loss_scale(self) -> Any:
+        """The factor by which the host scales its loss, a number or a tensor."""
         scaler = getattr(self, "scaler", None)
-        return scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+        if scaler is None or not scaler.is_enabled():
+            return 1.0
+        # In place of get_scale, which waits for the device.
+        return scaler.scale(torch.ones((), device=self.device))  # type: ignore[attr-defined]
 
-    def forward_backward(self, batch: Any) -> Dict[str, float]:
-        if self._fda_capture is None:
-            return super().forward_backward(batch)
-        with self._fda_capture.step(scale=self._fda_loss_scale):
-            summary = super().forward_backward(batch)
-        if not self._fda_capture.joined:
+    def forward_backward(self, batch: Any) -> Any:
+        """The host's step, with the term joined to its backward pass."""
+        if self._capture is None:
+            return super().forward_backward(batch)  # type: ignore[misc]
+        with self._capture.step(scale=self.regularised_loss_scale):
+            summary = super().forward_backward(batch)  # type: ignore[misc]
+        if not self._capture.joined:
             raise Unusable(
                 "no gradient of the host's loss reached the features of "
-                f"{' or '.join(self.fda_modules.values())}, so the Proxy-FDA term had no effect; "
-                "set fda_modules on the trainer class to the modules that return them"
+                f"{' or '.join(self.regularised_modules.values())}, so the regulariser had no "
+                "effect; set regularised_modules on the trainer class to the modules that return "
+                "them"
             )
-        terms = self._fda.finish_step()
-        for name, value in terms.items():
+        return {**(summary or {}), **self._finish_step()}
+
+    def _finish_step(self) -> Dict[str, float]:
+        if self._spaces is not None:
+            terms = self._spaces.finish_step()
+        else:
+            terms = {"loss_l2sp": self._weights_loss}
+        # One transfer for all terms, after the step.
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
+        for name, value in values.items():
             if value != value or value in (float("inf"), float("-inf")):
                 raise NotFinite(
-                    f"{name} is {value} in epoch {self.epoch + 1}, batch {self.batch_idx + 1}; "
+                    f"{name} is {value} in epoch {self.epoch + 1}, batch {self.batch_idx + 1}; "  # type: ignore[attr-defined]
                     "lower TRAINER.PROXYFDA.WEIGHT or OPTIM.LR"
                 )
-        return {**(summary or {}), **terms}
+        return values
 
-    # -- checkpoints: the host's stay as they are, the generator has a file of its own ------------
+    # -- checkpoints: the host's stay as they are, the regulariser has a file of its own ----------
 
-    def _fda_generator_file(self, directory: str, epoch: int) -> str:
-        return osp.join(directory, GENERATOR_DIR, f"model.pth.tar-{epoch}")
+    def _state_file(self, directory: str, epoch: int) -> str:
+        return osp.join(directory, STATE_DIR, f"model.pth.tar-{epoch}")
+
+    def _saved_state(self) -> Dict[str, Any]:
+        if self._weights_term is not None:
+            return {"l2sp": self._weights_term.state_dict()}
+        return self._spaces.saved_state() if self._spaces is not None else {}
+
+    @property
+    def _keeps_state(self) -> bool:
+        if self._plugin is None or not self._plugin.has_term:
+            return False
+        return self._weights_term is not None or find(self._plugin.regulariser).needs_dim
 
     def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
-        # Before the host's checkpoint: whoever finds that one finds the generator's too.
-        if self._fda is not None and self._fda.generators:
-            path = self._fda_generator_file(directory, epoch + 1)
-            os.makedirs(osp.dirname(path), exist_ok=True)
-            torch.save(self._fda.state_dict(), path + ".tmp")
-            os.replace(path + ".tmp", path)
-        super().save_model(epoch, directory, *args, **kwargs)
+        """Save the host's models, and before them what the regulariser has of its own."""
+        state = self._saved_state()
+        if state:  # first: whoever finds the host's checkpoint finds this one too
+            path = self._state_file(directory, epoch + 1)
+            write_atomically(path, lambda partial: torch.save(state, partial))
+        super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def resume_model_if_exist(self, directory: str) -> int:
-        start_epoch = super().resume_model_if_exist(directory)
-        if start_epoch and self._fda is not None and self._fda.mode == "proxy_fda":
-            path = self._fda_generator_file(directory, start_epoch)
+        """Resume the host, and the regulariser from its own file."""
+        start_epoch: int = super().resume_model_if_exist(directory)  # type: ignore[misc]
+        if start_epoch and self._keeps_state:
+            path = self._state_file(directory, start_epoch)
             if osp.exists(path):
-                self._fda.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if self._weights_term is not None:
+                    self._weights_term.load_state_dict(state["l2sp"])
+                elif self._spaces is not None:
+                    self._spaces.restore_state(state)
             else:
-                print(f"No proxy generator at {path}, so it starts anew (another trainer's run?)")
+                print(f"No state of the regulariser at {path}, so it starts anew (another run's?)")
         return start_epoch
 
 
-class FeatureAlignment:
-    """Computes the term and its gradients from the captured features of one step.
-
-    Args:
-        settings: the options.
-        mode: ``"fda"``, ``"proxy_fda"`` or ``"pointwise"``.
-        frozen_text: () -> [C, d], features of the classes' hand-written prompts in label order.
-        frozen_image: images [B, 3, H, W] -> [B, d].
-        device: where the generators live.
-        seed: of the generators' initial weights; the global random stream is left alone.
-    """
-
-    def __init__(
-        self,
-        settings: ProxyFDAConfig,
-        mode: str,
-        frozen_text: Callable[[], Tensor],
-        frozen_image: Callable[[Tensor], Tensor],
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.settings = settings
-        self.mode = mode
-        self.generators: Dict[str, ProxyGenerator] = {}
-        self._optimisers: Dict[str, torch.optim.Optimizer] = {}
-        self._pending: Dict[str, Any] = {}
-        self._frozen_text, self._frozen_image = frozen_text, frozen_image
-        self._device = device
-        self._seed = seed
-        self._text_anchors: Optional[Tensor] = None
-        self._text_graph: Optional[NeighbourGraph] = None
-        self._anchors: Optional[Tensor] = None
-        self._terms: Dict[str, Tensor] = {}
-        self._options = {
-            name: getattr(settings, name)
-            for name in ("k", "form", "tau", "bias", "slope", "temperature")
+def _with_batches(loader: Any, sampler: ClassBalancedBatchSampler) -> Any:
+    """The same loader with other batches: everything but the choice of images stays the host's."""
+    more = {}
+    if loader.num_workers:
+        more = {
+            "persistent_workers": loader.persistent_workers,
+            "prefetch_factor": loader.prefetch_factor,
+            "multiprocessing_context": loader.multiprocessing_context,
         }
+    return torch.utils.data.DataLoader(
+        loader.dataset,
+        batch_sampler=sampler,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        pin_memory_device=loader.pin_memory_device,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+        timeout=loader.timeout,
+        **more,
+    )
 
-    # -- anchors ----------------------------------------------------------------------------------
 
-    def text_anchors(self) -> Tensor:
-        """Frozen class text features of the hand-written prompt, [C, d], computed once."""
-        if self._text_anchors is None:
-            with torch.no_grad():
-                self._text_anchors = self._frozen_text().detach().float()
-        return self._text_anchors
-
-    def _image_anchors(self, captured: Captured) -> Tensor:
-        """Frozen features of the step's images, [B, d]; encoded once, whatever asks for them."""
-        if not captured.tuned("image_encoder"):
-            return torch.cat([leaf.detach() for leaf in captured.leaves["image_encoder"]])
-        if self._anchors is None:
-            found: Dict[int, Tensor] = {}
-            for call in captured.calls["image_encoder"]:
-                if id(call.inputs) not in found:
-                    with torch.no_grad(), call.precision():
-                        found[id(call.inputs)] = self._frozen_image(call.inputs).detach().float()
-            self._anchors = torch.cat(
-                [found[id(call.inputs)] for call in captured.calls["image_encoder"]]
-            )
-        return self._anchors
-
-    # -- the term ---------------------------------------------------------------------------------
-
-    def spaces(self, captured: Captured) -> Tuple[str, ...]:
-        """Spaces of this step, checked against where gradients can flow.
-
-        Raises:
-            ValueError: for a choice without any path to the prompts.
-        """
-        image, text = (captured.tuned(name) for name in ("image_encoder", "text_encoder"))
-        spaces = self.settings.spaces
-        if not spaces:
-            if self.mode == "pointwise":
-                return ("image",) if image else ("text",)
-            return ("image",) if image else ("text", "cross")
-        paths = {"image": image, "text": text, "cross": image or text}
-        if not any(paths[space] for space in spaces):
-            frozen = "image" if not image else "text"
-            raise BadValue(
-                f"TRAINER.PROXYFDA.SPACES is {spaces!r}, but the {frozen} encoder is frozen and no "
-                "gradient reaches the prompts; use cross or "
-                + ("text" if frozen == "image" else "image")
-            )
-        return tuple(space for space in spaces if paths[space])
-
-    def _arguments(self, space: str, captured: Captured) -> Dict[str, Any]:
-        """What the loss of a space takes: features, anchors or graph, columns."""
-        images, texts = captured.leaves.get("image_encoder"), captured.leaves.get("text_encoder")
-        if space == "image":
-            return {"features": torch.cat(images), "anchors": self._image_anchors(captured)}
-        anchors = self.text_anchors()
-        classes = anchors.shape[0]
-        # A host may encode one set of class texts or one per image (CoCoOp), in one call or many.
-        rows = torch.cat([text.reshape(-1, text.shape[-1]) for text in texts])
-        if rows.shape[0] % classes:
-            raise BadValue(
-                f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
-                f"of the {classes} classes; spaces text and cross need one feature per class"
-            )
-        sets = rows.view(-1, classes, rows.shape[-1])
-        if space == "text":
-            if self.mode == "pointwise":
-                return {"features": rows, "anchors": anchors.repeat(len(sets), 1)}
-            if self._text_graph is None:
-                self._text_graph = NeighbourGraph(anchors, self.settings.k)
-            return {"features": sets, "graph": self._text_graph}
-        features, image_anchors = torch.cat(images), self._image_anchors(captured)
-        if len(sets) == 1:
-            sets, scale = sets[0], "pooled"
-        elif len(sets) == len(features):
-            # Each image is a row of its own: its spread is that of its own similarities.
-            features, scale = features.unsqueeze(1), "row"
-        else:
-            raise BadValue(
-                f"{len(features)} images met {len(sets)} sets of class texts in one step; the "
-                "cross space needs one set for all images or one per image"
-            )
-        graph = NeighbourGraph(image_anchors, self.settings.k, anchors, scale=scale)
-        return {"features": features, "columns": sets, "graph": graph}
-
-    def _generator(self, space: str, dim: int) -> ProxyGenerator:
-        if space not in self.generators:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self._seed)
-                generator = ProxyGenerator(dim, ratio=self.settings.proxy_ratio)
-            generator.to(self._device)
-            optimiser = torch.optim.Adam(generator.parameters(), lr=self.settings.generator_lr)
-            self.generators[space], self._optimisers[space] = generator, optimiser
-            if space in self._pending:
-                self._restore(space, self._pending.pop(space))
-        return self.generators[space]
-
-    def _restore(self, space: str, state: Dict[str, Any]) -> None:
-        self.generators[space].load_state_dict(state["generator"])
-        optimiser = self._optimisers[space]
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": state["optimiser"]["state"], "param_groups": groups})
-
-    def _loss(self, space: str, arguments: Dict[str, Any]) -> Tuple[Tensor, Optional[Tensor]]:
-        if self.mode == "pointwise":
-            return pointwise_loss(arguments["features"], arguments["anchors"]), None
-        if self.mode == "fda":
-            return fda_loss(**arguments, **self._options), None
-        generator = self._generator(space, arguments["features"].shape[-1])
-        return proxy_fda_loss(
-            generator=generator, alpha=self.settings.alpha, **arguments, **self._options
-        )
-
-    def gradients(self, captured: Captured) -> Dict[str, List[Optional[Tensor]]]:
-        """Gradients of λ L with respect to every captured feature; those of L_proxy go to the
-        generators, which step in :meth:`finish_step`."""
-        loss_fda: List[Tensor] = []
-        loss_proxy: List[Tensor] = []
-        self._anchors = None
-        for space in self.spaces(captured):
-            fda, proxy = self._loss(space, self._arguments(space, captured))
-            loss_fda.append(fda)
-            loss_proxy += [] if proxy is None else [proxy]
-        total = self.settings.weight * torch.stack(loss_fda).sum()
-        self._terms = {"loss_fda": torch.stack(loss_fda).sum().detach()}
-        if loss_proxy:
-            self._terms["loss_proxy"] = torch.stack(loss_proxy).sum().detach()
-            total = total + torch.stack(loss_proxy).sum()
-        names = [(name, leaf) for name, leaves in captured.leaves.items() for leaf in leaves]
-        leaves = [leaf for _, leaf in names if leaf.requires_grad]
-        weights = [p for generator in self.generators.values() for p in generator.parameters()]
-        found = torch.autograd.grad(total, leaves + weights, allow_unused=True)
-        for weight, gradient in zip(weights, found[len(leaves) :]):
-            weight.grad = gradient
-        by_leaf = {id(leaf): gradient for leaf, gradient in zip(leaves, found)}
-        return {
-            name: [by_leaf.get(id(leaf)) for leaf in leaves]
-            for name, leaves in captured.leaves.items()
-        }
-
-    def finish_step(self) -> Dict[str, float]:
-        """Step the generators; the terms of the step, for the log line."""
-        for optimiser in self._optimisers.values():
-            optimiser.step()
-            optimiser.zero_grad()
-        return {name: value.item() for name, value in self._terms.items()}
-
-    # -- state ------------------------------------------------------------------------------------
-
-    def state_dict(self) -> Dict[str, Any]:
-        """Weights and optimiser state of each space's generator.
-
-        Without the optimiser's options, which the config has: torch 1.13 cannot read numbers with
-        ``weights_only``.
-        """
-        return {
-            space: {
-                "generator": generator.state_dict(),
-                "optimiser": {"state": self._optimisers[space].state_dict()["state"]},
-            }
-            for space, generator in self.generators.items()
-        }
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Take up :meth:`state_dict`; a generator not built yet takes its state when it is."""
-        self._pending = dict(state)
-        for space in self.generators:
-            if space in state:
-                self._restore(space, state[space])
+# -- making and registering trainers --------------------------------------------------------------
 
 
 def make_trainer(
     host: type,
-    mode: str = "proxy_fda",
+    regulariser: str = "proxy_fda",
     *,
     modules: Optional[Dict[str, str]] = None,
     backward_pass: int = 1,
     frozen_text_features: Optional[Callable[[Any], Tensor]] = None,
     frozen_image_features: Optional[Callable[[Any, Tensor], Tensor]] = None,
 ) -> type:
-    """``FDA<Host>`` or ``ProxyFDA<Host>``: ``host`` with the term added.
+    """``FDA<Host>`` or ``ProxyFDA<Host>``, or the host itself with the config's regulariser.
 
     Args:
         host: a trainer class.
-        mode: ``"fda"`` or ``"proxy_fda"``.
-        modules: where the host calls its encoders differently, see ``ProxyFDAMixin.fda_modules``;
-            any of ``image_encoder`` and ``text_encoder``.
-        backward_pass: see ``ProxyFDAMixin.fda_backward_pass``.
+        regulariser: ``"fda"`` or ``"proxy_fda"``; empty: whatever ``TRAINER.PROXYFDA.REGULARISER``
+            says, under the host's own name.
+        modules: where the host calls its encoders differently, see
+            ``RegularisedTrainer.regularised_modules``; any of ``image_encoder`` and
+            ``text_encoder``.
+        backward_pass: see ``RegularisedTrainer.regularised_backward_pass``.
         frozen_text_features: (trainer) -> [C, d], in place of what would be rebuilt.
         frozen_image_features: (trainer, images) -> [B, d], likewise.
 
     Raises:
-        ValueError: for another mode, or another key in ``modules``.
+        BadValue: for another regulariser, or another key in ``modules``.
     """
-    if mode not in _PREFIX:
-        raise BadValue(f"mode is {mode!r}; use one of {', '.join(_PREFIX)}")
-    names = ProxyFDAMixin.fda_modules
+    if regulariser and regulariser not in _PREFIXES:
+        raise BadValue(
+            f"regulariser is {regulariser!r}{did_you_mean(regulariser, _PREFIXES)}; trainers of "
+            f"their own have {', '.join(_PREFIXES)}, the others are asked for by "
+            "TRAINER.PROXYFDA.REGULARISER"
+        )
+    encoders = RegularisedTrainer.regularised_modules
     for key in modules or {}:
-        if key not in names:
-            raise BadValue(f"modules has the key {key!r}; use any of {', '.join(names)}")
+        if key not in encoders:
+            raise BadValue(f"modules has the key {key!r}; use any of {', '.join(encoders)}")
     members: Dict[str, Any] = {
-        "fda_mode": mode,
-        "fda_modules": {**names, **(modules or {})},
-        "fda_backward_pass": backward_pass,
-        "__doc__": f":class:`{host.__name__}` with the {_PREFIX[mode]} term "
-        "(see :class:`ProxyFDAMixin`).",
+        "trained_regulariser": regulariser,
+        "regularised_modules": {**encoders, **(modules or {})},
+        "regularised_backward_pass": backward_pass,
+        "__doc__": f":class:`{host.__name__}` with "
+        + (f"{_PREFIXES[regulariser]}" if regulariser else "the regulariser of the config")
+        + " (see :class:`RegularisedTrainer`).",
         "__module__": host.__module__,
     }
     if frozen_text_features is not None:
         members["frozen_text_features"] = lambda self: frozen_text_features(self)
     if frozen_image_features is not None:
         members["frozen_image_features"] = lambda self, images: frozen_image_features(self, images)
-    return type(_PREFIX[mode] + host.__name__, (ProxyFDAMixin, host), members)
+    name = _PREFIXES.get(regulariser, "") + host.__name__
+    return type(name, (RegularisedTrainer, host), members)
 
 
 def _registry() -> Any:
@@ -537,7 +509,9 @@ def _registry() -> Any:
 def register(*hosts: type, **options: Any) -> List[str]:
     """Register ``FDA<Name>`` and ``ProxyFDA<Name>`` with Dassl's trainer registry.
 
-    Call it after your trainers are imported.
+    ``<Name>`` itself is replaced by a subclass that takes ``TRAINER.PROXYFDA.REGULARISER``, so that
+    every regulariser can be had without another name; as long as that is empty it is the host, bit
+    for bit. Call this after your trainers are imported.
 
     Args:
         hosts: trainer classes; without any, all that are registered now except Dassl's own, which
@@ -551,16 +525,16 @@ def register(*hosts: type, **options: Any) -> List[str]:
     known = set(registry.registered_names())
     if not hosts:
         hosts = tuple(map(registry.get, registry.registered_names()))
-        hosts = tuple(
-            host
-            for host in hosts
-            if not issubclass(host, ProxyFDAMixin) and host.__module__.split(".")[0] != "dassl"
-        )
+        hosts = tuple(host for host in hosts if host.__module__.split(".")[0] != "dassl")
     added = []
     for host in hosts:
-        for mode in _PREFIX:
-            trainer = make_trainer(host, mode, **options)
+        if issubclass(host, RegularisedTrainer):
+            continue
+        for regulariser in _PREFIXES:
+            trainer = make_trainer(host, regulariser, **options)
             if trainer.__name__ not in known:
                 registry.register()(trainer)
                 added.append(trainer.__name__)
+        if host.__name__ in known and registry.get(host.__name__) is host:
+            registry.register(make_trainer(host, "", **options), force=True)
     return added

@@ -2,111 +2,92 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import sys
-from dataclasses import dataclass, fields
-from typing import Any, Tuple
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Dict, Tuple
 
-from proxyfda.utils.errors import BadModel, BadValue
+from proxyfda.integrations.spaces import SPACES
+from proxyfda.regularisers import REGULARISERS, find, names
+from proxyfda.utils.errors import BadModel, BadType, BadValue
+from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.templates import check_template
 
-SPACES = ("image", "text", "cross")
-MODES = ("fda", "proxy_fda", "pointwise", "sampler")
+__all__ = ["NO_REGULARISER", "PluginOptions", "extend_cfg"]
+
+NODE = "TRAINER.PROXYFDA"
+NO_REGULARISER = "none"
+# Keys that were there before the regularisers had names -> what to use in their place.
+_RENAMED = {
+    "MODE": "the regulariser's name says what is trained; none leaves balanced batches alone",
+    "FORM": "paper is fda, regress is rkd, standardised is fda with UNITS frozen, the others are "
+    "called as before",
+}
 
 
-def _suggest(value: Any, known: Tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _error(option: str, value: Any, remedy: str) -> ValueError:
-    return BadValue(f"TRAINER.PROXYFDA.{option} is {value!r}; {remedy}")
+def _error(option: str, value: Any, remedy: str) -> BadValue:
+    return BadValue(f"{NODE}.{option} is {value!r}; {remedy}")
 
 
 @dataclass(frozen=True)
-class ProxyFDAConfig:
-    """Validated options of the Proxy-FDA term; the yacs keys are these names in upper case.
+class PluginOptions:
+    """Validated options of the plugin; the yacs keys are these names in upper case.
+
+    Besides, the node has the options of all regularisers, each under its own name in upper case
+    (``K``, ``TAU``, ``PROXY_RATIO``, ...); only those of the regulariser in use are looked at.
 
     The paper (Huang et al., ICML 2025, arXiv 2505.24088) fixes m, n and the proxy ratio; everything
-    else is not published and therefore ours. The defaults are those that ``docs/ablation.md``
-    supports; ``configs/trainers/ProxyFDA*/paper_*.yaml`` holds the literal form.
+    else is not published and therefore ours.
 
     Attributes:
         enabled: ``False`` leaves the host trainer untouched, bit for bit.
-        mode: ``"fda"``, ``"proxy_fda"``, or one of the two baselines to compare with:
-            ``"pointwise"`` (mean of 1 - cos to the frozen features) and ``"sampler"``
-            (class-balanced batches, no term). Empty: what the trainer's class says.
-        spaces: any of ``"image"``, ``"text"``, ``"cross"``; their terms are summed. Empty:
-            ``image`` where the image encoder is tuned, otherwise ``text`` and ``cross``.
-        weight: λ of the total loss L = L_task + λ L_FDA. 0 is the same as ``enabled=False``.
-        k: neighbours per anchor, clamped to what a batch allows.
-        form: form of the loss, see :func:`proxyfda.fda_loss`, which also says what each uses of
-        tau, bias: temperature and bias b of Eq. 2,
-        slope, temperature: steepness and softmax temperature of our forms.
-        m, n: classes per batch and images per class (paper: 16 and 4); both 0 keeps the host's
-            own batches.
+        regulariser: what is trained, by name; ``none``: no term. Empty: what the trainer's name
+            says, ``fda`` for ``FDA<Host>``, ``proxy_fda`` for ``ProxyFDA<Host>``, nothing for the
+            host's own.
+        spaces: any of ``"image"``, ``"text"``, ``"cross"``; their terms are summed. Empty: see
+            :class:`~proxyfda.integrations.spaces.RegularisedSpaces`.
+        weight: λ of the total loss L = L_task + λ R. 0 is the same as ``enabled=False``.
+        m, n: classes per batch and images per class; 0 keeps the host's own batches.
         mining: hard class mining, i.e. classes close in the frozen space share a batch.
-        proxy_ratio: proxies per set member (s of the paper).
-        alpha: weight of the variance term in L_proxy.
-        generator_lr: learning rate of the proxy generator (Adam).
+        generator_lr: learning rate of the proxies' generator (Adam).
         template: hand-written prompt of the text anchors, with ``{}`` for the class name. Empty:
             the dataset's own (see :func:`proxyfda.anchors.host_weights.find_template`).
+        settings: options of the regulariser in use.
     """
 
     enabled: bool = True
-    mode: str = ""
+    regulariser: str = ""
     spaces: Tuple[str, ...] = ()
     weight: float = 1.0
-    k: int = 8
-    form: str = "regress"
-    tau: float = 0.1
-    bias: float = 10.0
-    slope: float = 2.0
-    temperature: float = 0.5
     m: int = 0
     n: int = 0
     mining: bool = False
-    proxy_ratio: float = 0.4
-    alpha: float = 1.0
     generator_lr: float = 1e-3
     template: str = ""
+    settings: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from proxyfda.neighbours.graph import FORMS
-
-        if self.mode and self.mode not in MODES:
+        known = [NO_REGULARISER, *names()]
+        if self.regulariser and self.regulariser not in known:
             raise _error(
-                "MODE", self.mode, f"use one of {', '.join(MODES)}" + _suggest(self.mode, MODES)
+                "REGULARISER",
+                self.regulariser,
+                f"use one of {', '.join(known)}{did_you_mean(self.regulariser, known)}",
             )
         for space in self.spaces:
             if space not in SPACES:
                 raise _error(
                     "SPACES",
                     self.spaces,
-                    f"use any of {', '.join(SPACES)}" + _suggest(space, SPACES),
+                    f"use any of {', '.join(SPACES)}{did_you_mean(space, SPACES)}",
                 )
         if len(set(self.spaces)) != len(self.spaces):
             raise _error("SPACES", self.spaces, "name each space once")
-        if self.form not in FORMS:
-            forms = tuple(FORMS)
-            raise _error(
-                "FORM", self.form, f"use one of {', '.join(forms)}" + _suggest(self.form, forms)
-            )
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise _error(
-                "WEIGHT", self.weight, "λ must be a finite number of at least 0 (0 is off)"
-            )
-        if self.k < 1:
-            raise _error("K", self.k, "a neighbourhood needs at least 1 neighbour")
-        for option in ("tau", "slope", "temperature", "generator_lr"):
-            value = getattr(self, option)
-            if not (math.isfinite(value) and value > 0):
-                raise _error(option.upper(), value, "use a finite number above 0")
-        if not math.isfinite(self.bias):
-            raise _error(
-                "BIAS", self.bias, "the bias must be finite (SigLIP's is +10 in this sign)"
-            )
+            raise _error("WEIGHT", self.weight, "use a finite λ of at least 0 (0 is off)")
+        if not (math.isfinite(self.generator_lr) and self.generator_lr > 0):
+            raise _error("GENERATOR_LR", self.generator_lr, "use a finite number above 0")
         if self.m < 0 or self.n < 0 or (self.m == 0) != (self.n == 0):
             raise _error(
                 "M",
@@ -117,46 +98,85 @@ class ProxyFDAConfig:
             raise _error(
                 "MINING", True, "mining chooses the classes of a batch: set M and N above 0"
             )
-        if self.mode == "sampler" and self.m == 0:
-            raise _error("MODE", "sampler", "that mode is the sampler alone: set M and N above 0")
-        if self.mode == "pointwise" and "cross" in self.spaces:
+        if self.template:
+            check_template(self.template, f"{NODE}.TEMPLATE")
+        if self.has_term:
+            self._check_regulariser()
+
+    def _check_regulariser(self) -> None:
+        regulariser = find(self.regulariser)
+        if regulariser.kind == "weights" and self.spaces:
+            raise _error(
+                "SPACES", self.spaces, f"{self.regulariser} acts on weights: leave SPACES empty"
+            )
+        if regulariser.kind == "features" and "cross" in self.spaces:
             raise _error(
                 "SPACES",
                 self.spaces,
-                "mode 'pointwise' compares each feature with its own frozen one: use image or text",
+                f"{self.regulariser} compares each feature with its own frozen one: use image or "
+                "text",
             )
-        if not 0 < self.proxy_ratio <= 4:
-            raise _error(
-                "PROXY_RATIO", self.proxy_ratio, "use a number above 0 and up to 4 (paper: 0.4)"
-            )
-        if self.template and "{}" not in self.template:
-            raise _error("TEMPLATE", self.template, "put {} where the class name belongs")
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise _error("ALPHA", self.alpha, "use a finite number of at least 0")
+        try:
+            regulariser.make_options(**self.settings)
+        except (BadValue, BadType) as error:
+            # The sentence begins with the option, which in a config is called otherwise.
+            option, _, rest = str(error).partition(" ")
+            raise BadValue(f"{NODE}.{option.upper()} {rest}") from None
 
     @property
-    def active(self) -> bool:
-        """Whether anything about the host's run changes at all."""
-        return self.enabled and (self.weight > 0 or self.mode == "sampler")
+    def has_term(self) -> bool:
+        """Whether a regulariser acts."""
+        return self.enabled and self.weight > 0 and self.regulariser not in ("", NO_REGULARISER)
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the host's batches are replaced by balanced ones."""
+        chosen = self.has_term or self.regulariser == NO_REGULARISER
+        return self.enabled and chosen and self.m > 0
 
     @classmethod
-    def from_cfg(cls, cfg: Any) -> ProxyFDAConfig:
+    def from_cfg(cls, cfg: Any, trained: str = "") -> PluginOptions:
         """Read and check ``cfg.TRAINER.PROXYFDA``.
 
+        Args:
+            trained: the regulariser that the trainer's name says, or empty.
+
         Raises:
-            AttributeError: if the node is missing (``extend_cfg`` was not called).
-            ValueError: for a value or combination that cannot work, naming the option.
+            BadModel: if the node is missing (``extend_cfg`` was not called).
+            BadValue: for a value or combination that cannot work, naming the option.
         """
         if "PROXYFDA" not in cfg.TRAINER:
             raise BadModel(
-                "the config has no node TRAINER.PROXYFDA; call proxyfda.extend_cfg(cfg) in your"
-                " extend_cfg"
+                f"the config has no node {NODE}; call proxyfda.extend_cfg(cfg) in your extend_cfg"
             )
         node = cfg.TRAINER.PROXYFDA
-        values = {field.name: node[field.name.upper()] for field in fields(cls)}
+        values = {f.name: node[f.name.upper()] for f in fields(cls) if f.name != "settings"}
         spaces = values["spaces"]
         values["spaces"] = (spaces,) if isinstance(spaces, str) and spaces else tuple(spaces)
+        chosen = values["regulariser"]
+        if trained and chosen not in ("", trained):
+            raise _error(
+                "REGULARISER",
+                chosen,
+                f"but the trainer's name says {trained}: give the name of the host to --trainer, "
+                "or leave REGULARISER empty",
+            )
+        values["regulariser"] = trained or chosen
+        if values["regulariser"] in REGULARISERS:
+            options = fields(find(values["regulariser"]).options_class)
+            values["settings"] = {f.name: node[f.name.upper()] for f in options}
         return cls(**values)
+
+
+def node_defaults() -> Dict[str, Any]:
+    """Keys and default values of the node."""
+    defaults = {
+        f.name.upper(): f.default for f in fields(PluginOptions) if f.default is not MISSING
+    }
+    for regulariser in REGULARISERS.values():
+        for option in fields(regulariser.options_class):
+            defaults[option.name.upper()] = option.default
+    return defaults
 
 
 def _take_whole_numbers() -> None:
@@ -179,12 +199,12 @@ def _take_whole_numbers() -> None:
                 replacement = tuple(part.strip() for part in replacement.split(",") if part)
         return check(replacement, original, key, full_key)
 
-    lenient.proxyfda = True
-    yacs._check_and_coerce_cfg_value_type = lenient
+    lenient.proxyfda = True  # type: ignore[attr-defined]
+    yacs._check_and_coerce_cfg_value_type = lenient  # type: ignore[union-attr]
 
 
 def extend_cfg(cfg: Any) -> None:
-    """Add ``TRAINER.PROXYFDA`` with the defaults of :class:`ProxyFDAConfig` to a yacs config.
+    """Add ``TRAINER.PROXYFDA`` with the options of the plugin and of all regularisers.
 
     Call it inside your own ``extend_cfg``; a second call changes nothing.
     """
@@ -192,6 +212,9 @@ def extend_cfg(cfg: Any) -> None:
     if "PROXYFDA" in cfg.TRAINER:
         return
     node = type(cfg)()
-    for field in fields(ProxyFDAConfig):
-        node[field.name.upper()] = field.default
+    for key, default in node_defaults().items():
+        node[key] = default
     cfg.TRAINER.PROXYFDA = node
+    if hasattr(cfg, "register_renamed_key"):
+        for key, meaning in _RENAMED.items():
+            cfg.register_renamed_key(f"{NODE}.{key}", f"{NODE}.REGULARISER", meaning)

@@ -1,8 +1,8 @@
 """Cosine similarities in full precision.
 
-Features need not be normalised and may have any floating dtype. Similarities and losses are computed
-in fp32 (float64 stays float64), also under autocast: in half precision log(1 + exp(.)) overflows and
-cosines tie.
+Features need not be normalised and may have any floating dtype. Similarities and losses are
+computed in fp32 (float64 stays float64), also under autocast: in half precision log(1 + exp(.))
+overflows and cosines tie.
 """
 
 from __future__ import annotations

@@ -59,6 +59,8 @@ class NeighbourGraph:
         count: number of columns that a row is related to: M, or N - 1 in the self form.
         is_cross: True if columns come from a second set.
         similarities: ŵ, frozen cosines [N, M], fp32 or float64.
+        unit_rows: the anchors as unit rows [N, d].
+        rows_of: the anchors as given, None if they carry gradient.
 
     Raises:
         BadValue: wrong shapes or options.
@@ -81,9 +83,11 @@ class NeighbourGraph:
         if scale not in ("pooled", "row"):
             raise BadValue(f'scale is {scale!r}; give "pooled" or "row".')
         self.is_cross = columns is not None
+        # A frozen encoder's features are their own anchors: they need not be normalised twice.
+        self.rows_of = None if anchors.requires_grad else anchors
         self.min_weight, self.scale = float(min_weight), scale
         with torch.no_grad(), full_precision(anchors.device):
-            rows = unit_rows(anchors)
+            self.unit_rows = rows = unit_rows(anchors)
             self._columns = rows
             if columns is not None:
                 check_features("columns", columns)

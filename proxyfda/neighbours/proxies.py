@@ -301,7 +301,9 @@ class ProxyGenerator(nn.Module):
             queries = queries.view(*members.shape[:-2], -1, self.width)
             logits = (queries @ keys.transpose(-1, -2)).view(n, -1, m)
             return Proxies(
-                logits.masked_fill(self._outside(graph, positives, negatives), -math.inf).softmax(2),
+                logits.masked_fill(self._outside(graph, positives, negatives), -math.inf).softmax(
+                    2
+                ),
                 positives,
             )
 

@@ -32,7 +32,7 @@ class Options:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not type(default):
                 raise BadType(
-                    f"{field.name} is {value!r}; give a {type(default).__name__} such as {default!r}."
+                    f"{field.name} is {value!r}; give a {type(default).__name__} like {default!r}."
                 )
         self.check()
 

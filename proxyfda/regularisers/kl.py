@@ -47,7 +47,7 @@ def kl_row_losses(cosines: Tensor, relations: Relations, temperature: float) -> 
 def kl_loss(
     features: Tensor, anchors: Optional[Tensor] = None, *, temperature: float = 0.5, **more: Any
 ) -> Tensor:
-    """Neighbourhood as a distribution (ours): mean_i KL(softmax_j(v_ij / T) || softmax_j(z_ij / T)).
+    """Neighbourhood as a distribution (ours): mean_i KL(softmax_j(v_ij/T) || softmax_j(z_ij/T)).
 
     z and v are tuned and frozen cosines in units of the frozen similarities' spread; a row's offset
     does not count. 0 at the frozen features.

@@ -97,8 +97,8 @@ class L2SP(Regulariser):
         if not trained:
             if isinstance(features, Tensor) or features is None or anchors is None:
                 raise BadValue(
-                    "L2SP knows no weights; build it as L2SP(model), or give lists of weights and of "
-                    "their starting values."
+                    "L2SP knows no weights; build it as L2SP(model), or give lists of weights and "
+                    "of their starting values."
                 )
             return {self.log_name: l2sp_loss(features, anchors)}
         starts: List[Tensor] = [getattr(self, f"start_{i}") for i in range(len(trained))]

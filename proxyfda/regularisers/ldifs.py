@@ -41,9 +41,11 @@ class LDIFSOptions(Options):
         )
 
 
-def ldifs_loss(
-    features: Features, anchors: Features, *, normalise_over: str = "tokens"
-) -> Tensor:
+def _normalised(x: Tensor, dim: int) -> Tensor:
+    return x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) + 1e-10)
+
+
+def ldifs_loss(features: Features, anchors: Features, *, normalise_over: str = "tokens") -> Tensor:
     """Mean over layers of the mean squared difference of normalised tuned and frozen features.
 
         L = 1/|layers| Σ_l mean (x^l / |x^l| - x̂^l / |x̂^l|)²
@@ -87,7 +89,7 @@ def ldifs_loss(
             x = x if x.dtype == torch.float64 else x.float()
             y = y.detach().to(x.dtype)
             if dim:
-                x, y = (z / (torch.linalg.vector_norm(z, dim=dim, keepdim=True) + 1e-10) for z in (x, y))
+                x, y = _normalised(x, dim), _normalised(y, dim)
             losses.append((x - y).square().mean())
         return torch.stack(losses).mean()
 
@@ -99,7 +101,7 @@ class LDIFS(Regulariser):
     name = "ldifs"
     options_class = LDIFSOptions
 
-    def terms(self, features: Features, anchors: Features, **more: Any) -> Dict[str, Tensor]:  # type: ignore[override]  # fmt: skip
+    def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """See :meth:`Regulariser.terms`."""
         options = self.options
         loss = ldifs_loss(features, anchors, normalise_over=options.normalise_over, **more)

@@ -57,9 +57,9 @@ def match_loss(
 ) -> Tensor:
     """FDA with soft targets (ours): mean_ij KL(Bernoulli(q_ij) || Bernoulli(sigmoid(slope z_ij))).
 
-    q_ij = sigmoid(slope v_ij), z_ij = (c_ij - threshold_i) / spread with the tuned cosine c and v_ij
-    the same with the frozen one. That is binary cross-entropy less the targets' entropy: 0 with
-    zero gradient at the frozen features, positive elsewhere.
+    q_ij = sigmoid(slope v_ij), z_ij = (c_ij - threshold_i) / spread with the tuned cosine c and
+    v_ij the same with the frozen one. That is binary cross-entropy less the targets' entropy: 0
+    with zero gradient at the frozen features, positive elsewhere.
 
     Args:
         k, slope: see :class:`MatchOptions`.

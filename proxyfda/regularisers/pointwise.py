@@ -59,6 +59,6 @@ class Pointwise(Regulariser):
     name = "pointwise"
     options_class = PointwiseOptions
 
-    def terms(self, features: Tensor, anchors: Tensor, **more: Any) -> Dict[str, Tensor]:  # type: ignore[override]  # fmt: skip
+    def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """See :meth:`Regulariser.terms`."""
         return {self.log_name: pointwise_loss(features, anchors, **more)}

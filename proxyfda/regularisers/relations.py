@@ -134,7 +134,7 @@ def _cosines(
     features: Tensor, columns: Optional[Tensor], graph: NeighbourGraph
 ) -> Tuple[Tensor, UnitColumns]:
     """Tuned cosines [N, M] of rows and columns, and the unit columns."""
-    rows = unit_rows(features)
+    rows = unit_rows(features) if graph.rows_of is not features else graph.unit_rows
     others = rows if columns is None else unit_rows(columns).to(rows.dtype)
     cosines = rows @ others.transpose(-1, -2)
     unit = UnitColumns(others, cosines if columns is None else None)
@@ -177,11 +177,12 @@ def proxied_relation_loss(
 
     Returns:
         (loss, loss_proxy), scalars; the first has no gradient for the generator, the second for
-        nothing else.
+        nothing else. Both are 0, and the second without any gradient, if there is nothing to align.
     """
     graph = graph_of(features, anchors, columns, column_anchors, graph, k, scale)
     if graph.is_trivial:
-        return zero_loss(features, columns), zero_loss(*generator.parameters())
+        # Without a gradient the generator's optimiser leaves it where it is.
+        return zero_loss(features, columns), zero_loss(features.detach())
     with full_precision(features.device):
         cosines, unit = _cosines(features, columns, graph)
         sets = features.shape[0] if features.dim() == 3 else 1
@@ -204,7 +205,11 @@ def proxied_relation_loss(
 
 
 def _part(
-    cosines: Tensor, graph: NeighbourGraph, unit: UnitColumns, chosen: Tuple[Tensor, Tensor], rows: int
+    cosines: Tensor,
+    graph: NeighbourGraph,
+    unit: UnitColumns,
+    chosen: Tuple[Tensor, Tensor],
+    rows: int,
 ) -> Tuple[Tensor, NeighbourGraph, UnitColumns]:
     """What the chosen anchors need; ``rows`` is the number of anchors in a set."""
     in_sets, in_rows = chosen
@@ -265,7 +270,7 @@ class RelationalRegulariser(Regulariser):
         """The frozen graph, to be made once where the anchors do not change."""
         return NeighbourGraph(anchors, self.neighbours, columns, scale=scale)
 
-    def terms(self, features: Tensor, anchors: Optional[Tensor] = None, **more: Any) -> Dict[str, Tensor]:  # type: ignore[override]  # fmt: skip
+    def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """One scalar, see :func:`relation_loss` for the arguments."""
         if more.get("graph") is None:
             more["k"] = self.neighbours
@@ -338,7 +343,7 @@ class ProxiedRegulariser(RelationalRegulariser):
         """K of the graph."""
         return int(self.options.k)
 
-    def terms(self, features: Tensor, anchors: Optional[Tensor] = None, **more: Any) -> Dict[str, Tensor]:  # type: ignore[override]  # fmt: skip
+    def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """The loss that the model minimises, and ``loss_proxy``, which the generator does."""
         if more.get("graph") is None:
             more["k"] = self.neighbours

@@ -227,10 +227,12 @@ class RKD(RelationalRegulariser):
         losses = similarity_row_losses(cosines, relations)
         return losses if self.options.similarity == 1 else self.options.similarity * losses
 
-    def terms(self, features: Tensor, anchors: Optional[Tensor] = None, **more: Any) -> Dict[str, Tensor]:  # type: ignore[override]  # fmt: skip
+    def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """See :meth:`Regulariser.terms`."""
         options = self.options
-        losses = list(super().terms(features, anchors, **more).values()) if options.similarity else []
+        losses = []
+        if options.similarity:
+            losses.append(super().terms(features, anchors, **more)[self.log_name])
         if options.distance or options.angle:
             losses += geometric_losses(options, features, anchors, **more)
         return {self.log_name: torch.stack(losses).sum() if len(losses) > 1 else losses[0]}

@@ -1,0 +1,58 @@
+"""Tensors that are computed once and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from proxyfda.utils.files import write_atomically
+
+__all__ = ["cached_tensor", "fingerprint"]
+
+
+def fingerprint(module: nn.Module, words: Iterable[str]) -> str:
+    """A text that differs where the weights of a module or the words differ.
+
+    Of the weights it takes names, shapes, sums and sums of squares.
+    """
+    digest = hashlib.sha256()
+    for name, weight in module.state_dict().items():
+        values = weight.detach().double()
+        numbers = torch.stack([values.sum(), values.square().sum()]).tolist()
+        digest.update(f"{name} {tuple(weight.shape)} {numbers}\n".encode())
+    for word in words:
+        digest.update(f"{word}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def cached_tensor(path: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """``compute()``, or what it gave before for the same key.
+
+    A file that is damaged, of another key or cannot be written is no obstacle: the tensor is
+    computed again.
+
+    Args:
+        path: the file; an empty path keeps nothing.
+        key: what the tensor depends on, see :func:`fingerprint`.
+        compute: gives the tensor.
+    """
+    if path and os.path.isfile(path):
+        try:
+            kept = torch.load(path, map_location="cpu", weights_only=True)
+            if kept["key"] == key and isinstance(kept["value"], Tensor):
+                return kept["value"]
+        except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            print(f"{path} cannot be read ({type(error).__name__}), so it is computed again")
+    value = compute()
+    if path:
+        try:
+            write_atomically(
+                path, lambda partial: torch.save({"key": key, "value": value}, partial)
+            )
+        except OSError as error:
+            print(f"{path} cannot be written ({error}), so the next run computes it again")
+    return value
