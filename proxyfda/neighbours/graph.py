@@ -8,7 +8,7 @@ leaves open is marked *ours*.
 from __future__ import annotations
 
 import copy
-from typing import Optional, Tuple
+from typing import Any, Callable, Dict, Hashable, Optional, Tuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from proxyfda.neighbours.cosines import check_features, full_precision, unit_row
 from proxyfda.utils.errors import BadValue
 
 __all__ = ["MIN_SPREAD", "NeighbourGraph", "Relations"]
+
+_Derived = TypeVar("_Derived")
 
 MIN_SPREAD = 1e-3
 """Smallest spread that similarities are divided by (ours): equal features have none."""
@@ -106,11 +108,19 @@ class NeighbourGraph:
 
     def _forget_derived(self) -> None:
         self._own: Optional[Tensor] = None  # the column that each row is, where rows were chosen
+        self._remembered: Dict[Hashable, Any] = {}
         self._order: Optional[Tensor] = None
         self._mask: Optional[Tensor] = None
         self._weights: Optional[Tensor] = None
         self._threshold: Optional[Tensor] = None
         self._spread: Optional[Tensor] = None
+
+    def remember(self, key: Hashable, make: Callable[[], _Derived]) -> _Derived:
+        """``make()``, or what it gave before under that key: constants of a graph that is kept."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        found: _Derived = self._remembered[key]
+        return found
 
     @property
     def shape(self) -> Tuple[int, int]:
@@ -235,6 +245,7 @@ class NeighbourGraph:
     def repeat(self, sets: int) -> NeighbourGraph:
         """The same graph for several sets of tuned features: its rows [sets · N, M], set by set."""
         graph = copy.copy(self)
+        graph._remembered = {}
         graph.similarities = self.similarities.repeat(sets, 1)
         for name in ("_own", "_order", "_mask", "_weights", "_threshold", "_spread"):
             rows = getattr(self, name)
@@ -245,6 +256,7 @@ class NeighbourGraph:
     def rows(self, index: Tensor) -> NeighbourGraph:
         """The part of the graph that some of its rows make, [n, M]; it keeps its columns."""
         part = copy.copy(self)
+        part._remembered = {}
         own = torch.arange(len(self.similarities), device=index.device) % self.shape[1]
         part._own = (own if self._own is None else self._own)[index]
         part._threshold, part._spread = self.threshold[index], self.spread[index]
@@ -280,7 +292,7 @@ class Relations:
         positives: the first so many proxies stand for neighbours, the rest for the others.
 
     Attributes:
-        graph: as given.
+        graph, has_proxies: what was given.
         count: number of pairs of a row that count.
         width: number of columns, at most one more than ``count`` (the row itself).
     """
@@ -292,6 +304,7 @@ class Relations:
         positives: int = 0,
     ) -> None:
         self.graph, self._proxies, self._positives = graph, proxy_similarities, positives
+        self.has_proxies = proxy_similarities is not None
         made = 0 if proxy_similarities is None else proxy_similarities.shape[1]
         self.count, self.width = graph.count + made, graph.shape[1] + made
 

@@ -19,12 +19,14 @@ in later steps. Below the bounds nothing is left out.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import skip_init
 
 from proxyfda.neighbours.cosines import full_precision, unit_rows, zero_loss
@@ -310,11 +312,15 @@ class ProxyGenerator(nn.Module):
     @staticmethod
     def _outside(graph: NeighbourGraph, positives: int, negatives: int) -> Tensor:
         """True where a column is not in the set that a proxy stands for [N, P, M]."""
-        stands_for_near = torch.arange(positives + negatives, device=graph.mask.device) < positives
-        outside = graph.mask.unsqueeze(1) ^ stands_for_near.unsqueeze(1)
-        if not graph.is_cross:
-            outside |= graph.diagonal.unsqueeze(1)
-        return outside
+
+        def make() -> Tensor:
+            made = _made(positives, negatives, 1, 1, graph.mask.device, torch.float32)
+            outside = graph.mask.unsqueeze(1) ^ made.for_near.unsqueeze(1)
+            if not graph.is_cross:
+                outside |= graph.diagonal.unsqueeze(1)
+            return outside
+
+        return graph.remember(("outside", positives, negatives), make)
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """Tokens [M, r] -> members [M, r], or the same with a leading dimension of sets."""
@@ -326,10 +332,15 @@ class ProxyGenerator(nn.Module):
         """Members [M, r] or [S, M, r] -> one query per proxy [N, P, r]."""
         n, m = graph.shape
         averages, taps = self._constants(graph.count, graph.k, members)
-        # Place of every column in its anchor's order; 0 for the anchor itself, which is in no set.
-        place = torch.arange(1, graph.count + 1, device=members.device).expand(n, -1)
-        places = place.new_zeros(n, m).scatter_(1, graph.order, place)
-        pools = averages.index_select(1, places.view(-1)).view(len(averages), n, m)  # [P, N, M]
+
+        def make() -> Tensor:
+            # Place of every column in its anchor's order; 0 for the anchor itself, in no set.
+            place = torch.arange(1, graph.count + 1, device=members.device).expand(n, -1)
+            places = place.new_zeros(n, m).scatter_(1, graph.order, place)
+            return averages.index_select(1, places.view(-1)).view(len(averages), n, m)
+
+        key = ("pools", self.ratio, self.max_proxies, members.dtype)
+        pools = graph.remember(key, make)  # [P, N, M]
         if members.dim() == 2:
             averaged = pools.view(-1, m) @ members
         else:
@@ -402,69 +413,202 @@ def proxy_loss(
     proxies = proxies.at_least_fp32()
     with full_precision(features.device):
         unit = unit_rows(features.detach()).to(proxies.weights.dtype)
-        return proxy_loss_of_unit(proxies, UnitColumns(unit), graph, alpha, temperature)
+        own = graph.similarities.to(unit.dtype)  # without an effect on the loss
+        return proxy_terms(proxies, own, UnitColumns(unit), graph, alpha, temperature)[1]
 
 
-def proxy_loss_of_unit(
-    proxies: Proxies, columns: UnitColumns, graph: NeighbourGraph, alpha: float, temperature: float
-) -> Tensor:
-    """:func:`proxy_loss` of unit columns without gradient."""
+class _Made(NamedTuple):
+    """Constants of a step's proxies: how many, of what, and how their terms are weighed.
+
+    Attributes:
+        for_near: True for proxies of neighbours [P].
+        signs: 1 for proxies of neighbours, -1 for the others [P].
+        shares: 1 / number of proxies of the same set, that is the weight of each in its mean [P].
+        averages: the same as rows of the two sets, 0 outside [2, P].
+        unbiased: n / (n - 1) of the proxies and of the real members of the two sets [2, 2].
+        counted: 1 for sets with several proxies and members, else 0 [2].
+    """
+
+    for_near: Tensor
+    signs: Tensor
+    shares: Tensor
+    averages: Tensor
+    unbiased: Tensor
+    counted: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _made(
+    positives: int, negatives: int, near: int, far: int, device: torch.device, dtype: torch.dtype
+) -> _Made:
+    with torch.inference_mode(False):  # what is made in evaluation serves training too
+        first = torch.arange(positives + negatives) < positives
+        both = torch.stack([first, ~first]).to(dtype)
+        averages = both / both.sum(1, keepdim=True).clamp(min=1.0)
+        counts = torch.tensor([[positives, negatives], [near, far]], dtype=dtype)
+        parts = _Made(
+            first,
+            both[0] - both[1],
+            averages.sum(0),
+            averages,
+            counts / (counts - 1.0).clamp(min=1.0),
+            (counts > 1).all(0).to(dtype),
+        )
+        return _Made(*(part.to(device) for part in parts))
+
+
+class _ProxyTerms(torch.autograd.Function):
+    """Cosines of anchors and their proxies, and L_proxy, from one product of proxies and columns.
+
+    Written out because automatic differentiation takes three times the memory traffic and twice
+    the operations: the arrays [N, P, M] are read and written 16 times instead of about 50. The
+    gradient of L_proxy is computed in the forward pass, where everything is at hand.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weights: Tensor,
+        own: Tensor,
+        columns: Tensor,
+        by_gram: bool,
+        means: Tensor,
+        made: _Made,
+        alpha: float,
+        temperature: float,
+    ) -> Tuple[Tensor, Tensor]:
+        """
+        Args:
+            weights: A [N, P, M]; only L_proxy has a gradient in them.
+            own: cosines of anchors and columns [N, M]; only the first result has one.
+            columns: Gram matrix [(S,) M, M] or unit columns [(S,) M, d]; likewise.
+            by_gram: which of the two.
+            means: weights of the means of both real sets [N, 2, M].
+        """
+        unit = UnitColumns(columns, columns) if by_gram else UnitColumns(columns)
+        products = unit.products(weights)
+        n, p, m = weights.shape
+        squared = _row_products(weights, products)
+        inverse = squared.clamp(min=_SMALLEST_SQUARE).rsqrt()
+        estimates = (weights @ own.unsqueeze(2)).squeeze(2)
+        cosines = estimates * inverse
+
+        # exp(cos / T) is bounded by exp(1 / 0.03), so no maximum has to be taken out.
+        warm = (inverse / temperature).unsqueeze(2)
+        closeness = (products * warm).exp_()
+        to_sets = closeness @ means.transpose(1, 2)  # [N, P, 2]
+        towards, away = to_sets.log().unbind(2)
+        odds = (away - towards) * made.signs
+        share = made.shares / n
+        loss = (F.softplus(odds) * share).sum()
+
+        if alpha:
+            pooling = made.averages * inverse.unsqueeze(1)  # [N, 2, P]: mean of unit proxies
+            mean, mean_products = pooling @ weights, pooling @ products
+            real = (1.0 - unit.squared_norms(means)).clamp_(min=0.0) * made.unbiased[1]
+            within = 1.0 - (mean * mean_products).sum(2)
+            variance = within.clamp(min=0.0) * made.unbiased[0] + 1e-6
+            counted = (real > 1e-6) * made.counted * (alpha / n)
+            real = real.clamp_(min=1e-6)
+            root = (variance / real).sqrt_()
+            loss = loss + ((1.0 - root).clamp_(min=0.0) * counted).sum()
+
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            slopes = odds.sigmoid_() * (made.signs * share)
+            to_closeness = torch.stack([-slopes, slopes], dim=2) / to_sets
+            to_products = (to_closeness @ means).mul_(closeness)
+            to_inverse = _row_products(to_products, products) / temperature
+            to_products.mul_(warm)
+            if alpha:
+                moved = counted * ((root < 1.0) & (within > 0.0))
+                to_within = (0.5 * moved * made.unbiased[0] / (root * real)).unsqueeze(2)
+                to_mean, to_mean_products = to_within * mean_products, to_within * mean
+                back = pooling.transpose(1, 2)
+                to_products.baddbmm_(back, to_mean_products)
+                to_pooling = to_mean @ weights.transpose(1, 2)
+                to_pooling.baddbmm_(to_mean_products, products.transpose(1, 2))
+                to_inverse += (to_pooling * made.averages).sum(1)
+            to_squared = _through_rsqrt(to_inverse, inverse, squared).unsqueeze(2)
+            to_products.addcmul_(weights, to_squared)
+            gradient = unit.products(to_products).addcmul_(products, to_squared)
+            if alpha:
+                gradient.baddbmm_(back, to_mean)
+        ctx.by_gram = by_gram
+        ctx.save_for_backward(weights, columns, inverse, squared, estimates, gradient)
+        return cosines, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Optional[Tensor], ...]:
+        """Gradients in ``weights``, ``own`` and ``columns``."""
+        to_cosines, to_loss = grads
+        weights, columns, inverse, squared, estimates, gradient = ctx.saved_tensors
+        to_weights = None if gradient is None else gradient * to_loss
+        to_own = to_columns = None
+        if ctx.needs_input_grad[1]:
+            to_own = ((to_cosines * inverse).unsqueeze(1) @ weights).squeeze(1)
+        if ctx.needs_input_grad[2]:
+            to_squared = _through_rsqrt(to_cosines * estimates, inverse, squared)
+            scaled = weights * to_squared.unsqueeze(2)
+            sets = columns.shape[:-2]
+            rows = weights.reshape(*sets, -1, weights.shape[2])
+            scaled = scaled.view(rows.shape).transpose(-1, -2)
+            to_columns = scaled @ rows if ctx.by_gram else 2.0 * (scaled @ (rows @ columns))
+        return to_weights, to_own, to_columns, None, None, None, None, None
+
+
+_SMALLEST_SQUARE = 1e-8
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Sums over the last dimension of a · b [N, P, M] -> [N, P]."""
+    n, p, m = a.shape
+    return (a.reshape(n * p, 1, m) @ b.reshape(n * p, m, 1)).view(n, p)
+
+
+def _through_rsqrt(gradient: Tensor, inverse: Tensor, squared: Tensor) -> Tensor:
+    """The gradient in x of 1 / sqrt(max(x, smallest)), given that in the result."""
+    return gradient * (-0.5 * inverse.pow(3)) * (squared > _SMALLEST_SQUARE)
+
+
+def proxy_terms(
+    proxies: Proxies,
+    own: Tensor,
+    columns: UnitColumns,
+    graph: NeighbourGraph,
+    alpha: float,
+    temperature: float,
+) -> Tuple[Tensor, Tensor]:
+    """cos(x_i, p) [N, P] of anchors and their proxies, and :func:`proxy_loss`.
+
+    The first has its gradient in ``own`` and ``columns`` alone, the second in the proxies' weights.
+
+    Args:
+        proxies: of the graph's anchors.
+        own: tuned cosines of anchors and columns [N, M].
+        columns: tuned unit columns.
+        graph: the frozen graph.
+        alpha, temperature: see :func:`proxy_loss`.
+    """
     if not temperature >= 0.03:
         raise BadValue(f"temperature of L_proxy is {temperature}; give 0.03 or more.")
     if not alpha >= 0:
         raise BadValue(f"alpha is {alpha}; give 0 or more.")
     weights, positives = proxies
-    total = weights.shape[1]
-    products = columns.products(weights)
-    squared = (weights * products).sum(2, keepdim=True)
-    inverse_norms = squared.clamp(min=1e-8).rsqrt()
-    cosines = products * inverse_norms
-    near = graph.mask.to(weights.dtype)
-    far = 1.0 - near if graph.is_cross else (graph.valid & ~graph.mask).to(weights.dtype)
     sizes = (graph.k, graph.count - graph.k)
-    means = torch.stack([near / max(sizes[0], 1), far / max(sizes[1], 1)], dim=1)  # [N, 2, M]
+    made = _made(positives, weights.shape[1] - positives, *sizes, weights.device, weights.dtype)
 
-    # exp(cos / T) is bounded by exp(1 / 0.03), so no maximum has to be taken out.
-    closeness = (cosines / temperature).exp_() @ means.transpose(1, 2)
-    towards, away = closeness.unbind(2)
-    odds = away.log() - towards.log()
-    signs = torch.ones(total, device=odds.device, dtype=odds.dtype)
-    signs[positives:] = -1.0
-    contrast = F.softplus(odds * signs)
-    loss = contrast[:, :positives].mean() + contrast[:, positives:].mean()
-    if alpha:
-        spreads = _variance_term(
-            weights * inverse_norms, cosines, positives, columns.squared_norms(means), sizes
-        )
-        loss = loss + alpha * spreads
-    return loss
+    def make() -> Tensor:
+        near = graph.mask.to(weights.dtype)
+        far = 1.0 - near
+        if not graph.is_cross:
+            far.masked_fill_(graph.diagonal, 0.0)
+        return torch.stack([near / max(sizes[0], 1), far / max(sizes[1], 1)], dim=1)
 
-
-def _variance_term(
-    weights: Tensor,
-    cosines: Tensor,
-    positives: int,
-    squared_means: Tensor,
-    sizes: Tuple[int, int],
-) -> Tensor:
-    """Variance terms of both sets, averaged over anchors.
-
-    Args:
-        weights: of unit proxies, A / |p| [N, P, M].
-        cosines: of proxies and columns [N, P, M].
-        squared_means: squared norm of the mean of the real members of each set [N, 2].
-        sizes: members of the two sets.
-    """
-    counts = (positives, weights.shape[1] - positives)
-    loss = weights.new_zeros(())
-    for part, made, real, squared in zip(
-        (slice(0, positives), slice(positives, None)), counts, sizes, squared_means.unbind(1)
-    ):
-        if made < 2 or real < 2:
-            continue
-        mean, products = weights[:, part].mean(1), cosines[:, part].mean(1)
-        variance = (1.0 - (mean * products).sum(1)).clamp(min=0.0) * (made / (made - 1))
-        spread = (1.0 - squared).clamp(min=0.0) * (real / (real - 1))
-        gap = F.relu(1.0 - ((variance + 1e-6) / spread.clamp(min=1e-6)).sqrt())
-        loss = loss + torch.where(spread > 1e-6, gap, torch.zeros_like(gap)).mean()
-    return loss
+    means = graph.remember(("means of both sets", weights.dtype), make)
+    source = columns.gram if columns.by_gram else columns.unit
+    found: Tuple[Tensor, Tensor] = _ProxyTerms.apply(
+        weights, own, source.to(weights.dtype), columns.by_gram, means, made, alpha, temperature
+    )  # type: ignore[no-untyped-call]
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,11 +52,20 @@ class FDAOptions(Options):
 
 def eq2_row_losses(cosines: Tensor, relations: Relations, tau: float, bias: float) -> Tensor:
     """mean_j log(1 + exp(w_ij (-c_ij / τ + b))) for rows of cosines [N, P]: [N]."""
-    pairs = F.softplus(relations.weights * (bias - cosines / tau))
+
+    def coefficients() -> Tuple[Tensor, Tensor]:
+        weights = relations.weights
+        return weights * (-1.0 / tau), weights * bias
+
+    if relations.has_proxies:
+        slopes, offsets = coefficients()
+    else:
+        slopes, offsets = relations.graph.remember(("eq2", tau, bias), coefficients)
+    pairs = F.softplus(cosines * slopes + offsets)
+    if relations.width == relations.count:
+        return pairs.mean(-1)
     # The weight of a row with itself is 0, so that pair gives log 2, whatever its cosine is.
-    surplus = (relations.width - relations.count) * math.log(2.0)
-    total = pairs.sum(-1)
-    return (total - surplus if surplus else total) / relations.count
+    return (pairs.sum(-1) - math.log(2.0)) / relations.count
 
 
 def eq2_in_frozen_units(cosines: Tensor, relations: Relations, slope: float) -> Tensor:

@@ -21,7 +21,7 @@ from proxyfda.neighbours.proxies import (
     ProxyGenerator,
     UnitColumns,
     choose_anchors,
-    proxy_loss_of_unit,
+    proxy_terms,
 )
 from proxyfda.regularisers.base import Options, Regulariser
 from proxyfda.utils.errors import BadValue
@@ -230,17 +230,18 @@ def _with_proxies(
     proxy_temperature: float,
 ) -> Tuple[Tensor, Tensor]:
     """Losses of the rows [N] with their proxies as further columns, and that of the generator."""
-    frozen = unit.detach()
-    proxies = generator.pool(frozen.unit, graph).at_least_fp32()
-    loss_proxy = proxy_loss_of_unit(proxies, frozen, graph, alpha, proxy_temperature)
-
-    fixed = proxies._replace(weights=proxies.weights.detach().to(cosines.dtype))
+    proxies = generator.pool(unit.unit.detach(), graph).at_least_fp32()
+    weights = proxies.weights
+    made, loss_proxy = proxy_terms(
+        proxies, cosines.to(weights.dtype), unit, graph, alpha, proxy_temperature
+    )
+    fixed = proxies._replace(weights=weights.detach())
     if exact_proxies:
-        anchors = UnitColumns(graph.columns.to(fixed.weights.dtype))
+        anchors = UnitColumns(graph.columns.to(weights.dtype))
         similarities = fixed.cosines(graph.similarities, anchors)
     else:
         similarities = fixed.estimate(graph.similarities)
-    tuned = torch.cat([cosines, fixed.cosines(cosines, unit)], dim=1)
+    tuned = torch.cat([cosines, made.to(cosines.dtype)], dim=1)
     return row_losses(tuned, Relations(graph, similarities, proxies.positives)), loss_proxy
 
 
