@@ -108,7 +108,7 @@ def _parts(root: nn.Module, names: Tuple[str, ...]) -> Optional[SimpleNamespace]
     Parts whose weights are tuned are copied as they are now, the others shared.
 
     Raises:
-        ValueError: frozen parameters that CLIP does not have, so that leaving them out is no
+        BadValue: frozen parameters that CLIP does not have, so that leaving them out is no
             longer the pre-trained model.
     """
     for module in root.modules():
@@ -135,7 +135,7 @@ def _parts(root: nn.Module, names: Tuple[str, ...]) -> Optional[SimpleNamespace]
     return SimpleNamespace(**parts)
 
 
-def _run(blocks: nn.Module, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+def _run(blocks: Any, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
     """CLIP's residual blocks on tokens [n, L, w]."""
     for block in blocks:
         y = block.ln_1(x)
@@ -170,8 +170,9 @@ class FrozenCLIP:
         self._image = self._find("image", image_encoder, _IMAGE)
         self._text = self._find("text", text_encoder, _TEXT)
         self._image_encoder = image_encoder
-        self._embedding = None
-        self._tokenize, self._texts = tokenize, texts
+        self._embedding: Any = None
+        self._tokenize: Any = tokenize
+        self._texts = texts
         if self._text is None:
             return
         width = self._text.positional_embedding.shape[-1]
@@ -192,7 +193,7 @@ class FrozenCLIP:
             self._problems[side] = str(error)
             return None
         if parts is None:
-            self._problems[side] = f"the {side}_encoder has not the parts {', '.join(names)}"
+            self._problems[side] = f"the {side}_encoder lacks some of the parts {', '.join(names)}"
         return parts
 
     def _refuse(self, side: str) -> None:
@@ -211,7 +212,7 @@ class FrozenCLIP:
         is tuned.
 
         Raises:
-            ValueError: a kind whose prompts cannot be taken out.
+            BadValue: a kind whose prompts cannot be taken out.
         """
         if self._image is None and not any(
             p.requires_grad for p in self._image_encoder.parameters()
@@ -233,7 +234,7 @@ class FrozenCLIP:
         The token embedding is let go of afterwards: call once.
 
         Raises:
-            ValueError: a text encoder that is not CLIP's, no token embedding, no tokeniser.
+            BadValue: a text encoder that is not CLIP's, no token embedding, no tokeniser.
         """
         self._refuse("text")
         tokens = self._tokenize(list(self._texts))

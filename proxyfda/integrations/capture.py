@@ -37,7 +37,7 @@ def _backward_pass() -> int:
     if hasattr(torch._C, "_current_graph_task_id"):
         return torch._C._current_graph_task_id()
     # Before torch 2.0: a checkpoint that computes its part again shows on the stack.
-    frame = sys._getframe()
+    frame: Any = sys._getframe()
     while frame is not None:
         code = frame.f_code
         if code.co_name in ("unpack", "backward") and code.co_filename == checkpoint.__file__:
@@ -46,7 +46,7 @@ def _backward_pass() -> int:
     return -1
 
 
-def _autocast(device: str) -> Callable[[], ContextManager]:
+def _autocast(device: str) -> Callable[[], ContextManager[Any]]:
     """Gives contexts with the autocast setting that holds now."""
     if hasattr(torch, "get_autocast_dtype"):
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)

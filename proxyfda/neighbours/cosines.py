@@ -57,7 +57,7 @@ def unit_rows(x: Tensor) -> Tensor:
             [0.0000, 0.0000]])
     """
     x = x if x.dtype == torch.float64 else x.float()
-    unit: Tensor = _UnitRows.apply(x)  # type: ignore[no-untyped-call]
+    unit: Tensor = _UnitRows.apply(x)
     return unit
 
 

@@ -242,10 +242,10 @@ class ProxyGenerator(nn.Module):
         linears = [self.down, self.qkv, self.out, *self.pointwise]
         with torch.no_grad():
             for linear in linears:
-                bound = 1 / math.sqrt(linear.in_features)  # type: ignore[arg-type]
-                linear.weight.uniform_(-bound, bound, generator=stream)  # type: ignore[operator]
+                bound = 1 / math.sqrt(linear.in_features)
+                linear.weight.uniform_(-bound, bound, generator=stream)
                 if linear.bias is not None:
-                    linear.bias.uniform_(-bound, bound, generator=stream)  # type: ignore[operator]
+                    linear.bias.uniform_(-bound, bound, generator=stream)
             for weight in self.depthwise:
                 weight.uniform_(-1, 1, generator=stream).div_(math.sqrt(3))
 
@@ -610,5 +610,5 @@ def proxy_terms(
     source = columns.gram if columns.by_gram else columns.unit
     found: Tuple[Tensor, Tensor] = _ProxyTerms.apply(
         weights, own, source.to(weights.dtype), columns.by_gram, means, made, alpha, temperature
-    )  # type: ignore[no-untyped-call]
+    )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional, Type
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,7 +61,7 @@ class Correlation(RelationalRegulariser):
     """Correlation of similarities as a module, see :func:`correlation_loss`."""
 
     name = "correlation"
-    options_class = CorrelationOptions
+    options_class: ClassVar[Type[Options]] = CorrelationOptions
     exact_proxies = True
 
     def row_losses(self, cosines: Tensor, relations: Relations) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, ClassVar, Dict, Optional, Type
 
 import torch
 import torch.nn.functional as F
@@ -219,7 +219,7 @@ class RKD(RelationalRegulariser):
     """Relational knowledge distillation as a module, see :func:`rkd_loss`."""
 
     name = "rkd"
-    options_class = RKDOptions
+    options_class: ClassVar[Type[Options]] = RKDOptions
     exact_proxies = True
 
     def row_losses(self, cosines: Tensor, relations: Relations) -> Tensor:
