@@ -12,7 +12,7 @@ from dataset_trees import BENCHMARKS, IMAGENET_TEST_SETS, files_below, make_tree
 from PIL import Image
 
 from datasets.check import checkable, examine, main, resolve
-from datasets.split import Counts, Entry
+from datasets.entry import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY, DataManager, ImageError, get_cfg_default
 
 ROOT = Path(__file__).resolve().parents[2]
