@@ -204,6 +204,10 @@ class SplitDataset(DatasetBase):
     def _fault(self, what):
         return BadValue(f"{self.name} in {self.dataset_dir} cannot be read ({what}); {self.hint}")
 
+    def remarks(self, parts):
+        """Sentences for the check about anything else that is worth knowing."""
+        return []
+
     def images(self, parts):
         """The absolute paths of all listed images: ``(there, missing)``, without repetition."""
         paths = dict.fromkeys(listed_paths(parts, self.image_dir))
@@ -349,7 +353,7 @@ def _data_root(cfg):
     root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     if not os.path.isdir(root):
         raise NotFound(
-            f"the data root {root} is no folder; name the folder of the datasets with --root"
+            f"the data root {root} is not a folder; name the folder of the datasets with --root"
         )
     return root
 
@@ -360,7 +364,7 @@ def _parse_split(filepath):
     print(f"Reading split from {filepath}")
 
     def fault(what):
-        return BadValue(f"{filepath} is no valid split file ({what}); fetch or make it again")
+        return BadValue(f"{filepath} is not a valid split file ({what}); fetch or make it again")
 
     try:
         with open(filepath, encoding="utf-8") as file:

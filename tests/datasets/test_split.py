@@ -89,7 +89,9 @@ class TestBadInput:
             Toy(make_cfg(""))
 
     def test_missing_root(self, tmp_path, Toy):
-        with pytest.raises(FileNotFoundError, match="data root .*nowhere is no folder; .* --root"):
+        with pytest.raises(
+            FileNotFoundError, match="data root .*nowhere is not a folder; .* --root"
+        ):
             Toy(make_cfg(tmp_path / "nowhere"))
 
     @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ class TestBadInput:
         with pytest.raises(ValueError) as error:
             Toy(make_cfg(toy_root))
         message = str(error.value)
-        assert message.startswith(f"{path} is no valid split file ({fault}")
+        assert message.startswith(f"{path} is not a valid split file ({fault}")
         assert message.endswith("; fetch or make it again")
 
 
