@@ -6,6 +6,7 @@ frozen feature space share a batch. Everything about shapes that do not divide e
 
 from __future__ import annotations
 
+from array import array
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -109,9 +110,9 @@ class ClassBalancedBatchSampler(Sampler):
         classes, position = labels.unique(return_inverse=True)
         counts = position.bincount()
         self._members = position.sort(stable=True).indices.split(counts.tolist())
-        self._similarity = None
+        self._similarity: Optional[Tuple[Tensor, ...]] = None
         if similarity is not None:
-            self._similarity = _check_similarity(similarity, len(classes))
+            self._similarity = _similarity_rows(similarity, len(classes))
         self.seed, self.epoch = int(seed), 0
 
         largest = int(counts.max())
@@ -150,23 +151,23 @@ class ClassBalancedBatchSampler(Sampler):
     def __iter__(self) -> Iterator[List[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         mixed = [
-            images[torch.randperm(len(images), generator=generator)] for images in self._members
+            array("q", images[torch.randperm(len(images), generator=generator)].tolist())
+            for images in self._members
         ]
         parts = self._parts.tolist()
-        left, made, choices = list(parts), [], self._choose_classes(generator)
+        # A class is cut into parts that are equal up to one image; the larger ones come first.
+        cuts = [divmod(min(len(mixed[c]), parts[c] * self.n), parts[c]) for c in range(len(parts))]
+        order, choices = self._draw_order(generator), self._choose_parts(generator)
+        made: List[List[Tuple[int, int]]] = []
         # The first batches had the freest choice of classes: do not always begin with them.
-        for b in self._draw_order(generator).tolist():
+        for b in order.tolist():
             while len(made) <= b:
-                chosen = next(choices)
-                for c in chosen:
-                    left[c] -= 1
-                made.append([(c, left[c]) for c in chosen])
-            batch = []
+                made.append(next(choices))
+            batch: List[int] = []
             for c, part in made[b]:
-                # Number ``part`` of the parts of class c, which are equal up to one image.
-                size, larger = divmod(min(len(mixed[c]), parts[c] * self.n), parts[c])
+                size, larger = cuts[c]
                 start = part * size + min(part, larger)
-                batch += mixed[c][start : start + size + (part < larger)].tolist()
+                batch += mixed[c][start : start + size + (part < larger)]
             made[b] = []
             yield batch
 
@@ -183,41 +184,50 @@ class ClassBalancedBatchSampler(Sampler):
             torch.rand(min(_CHUNK, keys - start), generator=ahead, dtype=torch.float64)
         return torch.randperm(len(self._sizes), generator=ahead)
 
-    def _choose_classes(self, generator: torch.Generator) -> Iterator[List[int]]:
-        """Distinct classes for each batch, each class as often as it has parts."""
-        parts = torch.arange(len(self._parts)).repeat_interleave(self._parts)
+    def _choose_parts(self, generator: torch.Generator) -> Iterator[List[Tuple[int, int]]]:
+        """Distinct classes for each batch, each as often as it has parts, and the number of the
+        part, the last one first."""
+        classes = len(self._parts)
+        parts = torch.arange(classes).repeat_interleave(self._parts)
         used = torch.randperm(len(parts), generator=generator)[: sum(self._sizes)]
-        left = parts[used].bincount(minlength=len(self._parts))
-        minus_one = torch.full_like(left, -1)
+        left = parts[used].bincount(minlength=classes).tolist()
+        used_up = torch.tensor([n == 0 for n in left])
+        any_used_up, most = 0 in left, max(left)
+        next_part = (self._parts - 1).tolist()
         for b, size in enumerate(self._sizes):
-            key = torch.rand(len(left), generator=generator, dtype=torch.float64)
+            to_come = len(self._sizes) - b
+            key = torch.rand(classes, generator=generator, dtype=torch.float64)
+            if any_used_up:
+                key.masked_fill_(used_up, -1.0)
+            if most >= to_come:  # an upper bound until here
+                most = max(left)
             # A class with a part for every batch to come cannot wait, or it would be left over.
-            waits = left < len(self._sizes) - b
-            must = [] if waits.all() else (~waits).nonzero().flatten().tolist()
-            used_up = None if left.all() else left == 0
+            must = [c for c, n in enumerate(left) if n >= to_come] if most >= to_come else []
             if self._similarity is None:
-                key[must] += 2.0
-                if used_up is not None:
-                    key.masked_fill_(used_up, -1.0)
+                if must:
+                    key[must] += 2.0
                 chosen = key.topk(size).indices.tolist()
             else:
-                if used_up is not None:
-                    key.masked_fill_(used_up, -1.0)
-                chosen = self._mine(must or [int(key.argmax())], size, used_up)
-            left.index_add_(0, torch.tensor(chosen), minus_one[:size])
-            yield chosen
+                start = must or [key.argmax().item()]
+                chosen = self._mine(start, size, used_up if any_used_up else None)
+            yield [(c, next_part[c]) for c in chosen]
+            for c in chosen:
+                next_part[c] -= 1
+                left[c] -= 1
+                if left[c] == 0:
+                    used_up[c] = any_used_up = True
 
     def _mine(self, start: List[int], size: int, used_up: Optional[Tensor]) -> List[int]:
         """``start`` and the classes that are closest to those chosen, ``size`` in all; not those
         that are used up [C]."""
-        chosen = list(start)
-        closeness = self._similarity[chosen].sum(0)
+        chosen, rows = list(start), self._similarity
+        closeness = torch.stack([rows[c] for c in start]).sum(0)
         if used_up is not None:
             closeness.masked_fill_(used_up, -float("inf"))
         while len(chosen) < size:
-            nearest = int(closeness.argmax())
+            nearest = closeness.argmax().item()
             chosen.append(nearest)
-            closeness += self._similarity[nearest]
+            closeness += rows[nearest]
         return chosen
 
 
@@ -228,8 +238,8 @@ def _fit_shape(m: int, n: int, classes: int, most: int) -> Tuple[int, int]:
     return share, min(most, m * n // share)
 
 
-def _check_similarity(similarity: Tensor, classes: int) -> Tensor:
-    """A copy [C, C] in fp64 in which no class can be taken for its own neighbour."""
+def _similarity_rows(similarity: Tensor, classes: int) -> Tuple[Tensor, ...]:
+    """The rows [C] in fp64, changed so that no class is near to itself."""
     similarity = torch.as_tensor(similarity).detach().to("cpu", torch.float64)
     if similarity.shape != (classes, classes):
         raise BadValue(
@@ -238,4 +248,4 @@ def _check_similarity(similarity: Tensor, classes: int) -> Tensor:
         )
     if not similarity.isfinite().all():
         raise BadValue("similarity has values that are not finite; check the features behind it.")
-    return similarity.clone().fill_diagonal_(-float("inf"))
+    return similarity.clone().fill_diagonal_(-float("inf")).unbind()
