@@ -124,7 +124,7 @@ class ClassBalancedBatchSampler(Sampler):
             if len(classes) < m:
                 reasons.append(f"the number of classes is {len(classes)}")
             if largest < n:
-                reasons.append(f"the largest class has {largest} images")
+                reasons.append(f"no class has more than {largest} image" + "s" * (largest > 1))
             if (self.m, self.n) != _fit_shape(m, n, len(classes), largest):
                 reasons.append(f"a batch may hold at most {most} images of a class")
             self.shape_note = (
