@@ -1,22 +1,10 @@
-"""Look over the data before a run: ``python -m datasets.check check --root DATA [DATASET ...]``.
+"""Look over the data before a run: ``python -m datasets.check --root DATA [DATASET ...]``.
 
 For every dataset: is it there, are all listed images there, do classes and images have the numbers
 of the complete data, is the split file sound; with ``--deep`` every image is decoded as well, in
 threads. Nothing is written but the report that ``--json`` asks for.
 
-Datasets are found through the registry of :mod:`proxyfda.dassl`. Their readers are modules of the
-project that is being run, imported by name (``--readers``, by default ``datasets``). A reader takes
-part if its class has ``at(root)``, giving an object with
-
-* ``name``, ``dataset_dir``, ``split_path``, ``split_file`` and ``split_sha256`` (of the published
-  split file, or empty);
-* ``parts()``: ``{"train", "val", "test"}`` with lists of ``(path, label, class name)``;
-* ``images(parts)``: the absolute paths of these, as ``(there, missing)``;
-* ``made``: whether ``parts()`` had to make a split for want of a split file;
-* ``expected``: the numbers of the complete data with the fields ``classes``, ``train``, ``val``,
-  ``test``, or ``None``;
-* optionally ``remarks(parts)``: sentences about anything else;
-* optionally ``nearby()``: a folder that might be the missing one under another name, or ``""``.
+The datasets are the registered :class:`~datasets.split.SplitDataset` readers.
 """
 
 from __future__ import annotations
@@ -24,9 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib
 import io
-import json
 import os
 import sys
 import warnings
@@ -37,13 +23,15 @@ from dataclasses import asdict, dataclass, field
 from tabulate import tabulate
 from tqdm import tqdm
 
-from proxyfda.dassl import DATASET_REGISTRY, ImageError
-from proxyfda.engine.data import read_image
+from datasets.entry import PARTS
+from datasets.split import SplitDataset
+from proxyfda.dassl import DATASET_REGISTRY, ImageError, read_image
 from proxyfda.utils.errors import BadValue, NotFound, sentence, show_user_errors
+from proxyfda.utils.files import write_json
+from proxyfda.utils.suggest import did_you_mean
 
-PARTS = ("train", "val", "test")
-NAMED = 5  # files named below the table
-BATCH = 512  # images handed to the threads at a time
+SHOWN = 5  # files named below the table
+CHUNK = 512  # images handed to the threads at a time
 
 COMPLETE, INCOMPLETE, NOT_FOUND = "complete", "incomplete", "not found"
 
@@ -62,7 +50,7 @@ class Report:
         split: ``published`` (byte for byte), ``file`` (another), ``none`` (one would be made), or
             empty for datasets without split file.
         missing: paths of listed images that are not there.
-        unreadable: path -> sentence for images that cannot be decoded; ``None`` without ``deep``.
+        unreadable: path -> sentence for images that cannot be decoded; ``None`` if not looked for.
         faults: sentences saying what is wrong.
         remarks: sentences worth knowing.
     """
@@ -90,14 +78,10 @@ class Report:
         return INCOMPLETE if self.faults else COMPLETE
 
 
-def checkable():
+def registered_readers():
     """``{name: class}`` of the registered readers that can be checked."""
-    readers = {}
-    for name in DATASET_REGISTRY.registered_names():
-        reader = DATASET_REGISTRY.get(name)
-        if callable(getattr(reader, "at", None)):
-            readers[name] = reader
-    return readers
+    readers = {name: DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()}
+    return {name: reader for name, reader in readers.items() if issubclass(reader, SplitDataset)}
 
 
 def resolve(word, readers):
@@ -114,14 +98,17 @@ def resolve(word, readers):
     for name, reader in readers.items():
         if plain(word) in (plain(name), plain(reader.__module__.rpartition(".")[2])):
             return name
-    raise BadValue(f"there is no dataset {word!r}; use one of {', '.join(sorted(readers))}")
+    raise BadValue(
+        f"there is no dataset {word!r}{did_you_mean(word, readers)}; use one of "
+        f"{', '.join(sorted(readers))}"
+    )
 
 
 def examine(reader, root, deep=False, workers=None):
     """Look over one dataset.
 
     Args:
-        reader: a reader class, see the module.
+        reader: a subclass of :class:`~datasets.split.SplitDataset`.
         root: data root.
         deep: decode every image.
         workers: threads for that; by default as many as there are processors.
@@ -132,54 +119,52 @@ def examine(reader, root, deep=False, workers=None):
     data = reader.at(root)
     report = Report(dataset=data.name, folder=data.dataset_dir)
     if not os.path.isdir(data.dataset_dir):
-        report.nearby = data.nearby() if hasattr(data, "nearby") else ""
-        report.faults.append(_mistake(data.parts) or f"{data.dataset_dir} is no folder")
+        report.nearby = data.nearby()
+        _, fault = _try_to_read(data)
+        report.faults.append(fault or f"{data.dataset_dir} is not a folder")
         return report
     report.found = True
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        fault = _mistake(lambda: setattr(data, "checked", data.parts()))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        parts, fault = _try_to_read(data)
     if fault:
         report.faults.append(fault)
         return report
-    parts = data.checked
     report.dataset = data.name  # own data may give their name in a file
     report.remarks += [
-        line for line in said.getvalue().splitlines() if not line.startswith("Reading split")
+        line for line in printed.getvalue().splitlines() if not line.startswith("Reading split")
     ]
-    _look_at_split(report, data)
+    _examine_split_file(report, data)
     _count(report, parts, data.expected)
     repeated = [path for path, n in Counter(e[0] for p in PARTS for e in parts[p]).items() if n > 1]
     if repeated:
-        report.faults.append(f"{len(repeated)} images are listed twice: {_named(repeated)}")
+        report.faults.append(f"{len(repeated)} images are listed twice: {_first_few(repeated)}")
     there, report.missing = data.images(parts)
     if report.missing:
         total = len(there) + len(report.missing)
         report.faults.append(
-            f"{len(report.missing)} of {total} images are missing: {_named(report.missing)}"
+            f"{len(report.missing)} of {total} images are missing: {_first_few(report.missing)}"
         )
     if deep:
-        report.unreadable = unreadable(there, workers, data.name)
+        report.unreadable = find_unreadable(there, workers, data.name)
         if report.unreadable:
             report.faults.append(
                 f"{len(report.unreadable)} of {len(there)} images cannot be read: "
-                + _named(list(report.unreadable.values()), "; ")
+                + _first_few(list(report.unreadable.values()), "; ")
             )
-    if hasattr(data, "remarks"):
-        report.remarks += data.remarks(parts)
+    report.remarks += data.remarks(parts)
     return report
 
 
-def _mistake(action):
-    """What ``action`` finds wrong, in a sentence."""
+def _try_to_read(data):
+    """What the dataset lists, or ``None``, and a sentence on what is wrong, or ``""``."""
     try:
-        action()
+        return data.parts(), ""
     except (OSError, ValueError) as error:
-        return sentence(error)
-    return ""
+        return None, sentence(error)
 
 
-def _look_at_split(report, data):
+def _examine_split_file(report, data):
     where = "docs/DATASETS.md tells where to get that"
     if not data.split_file:
         return
@@ -214,30 +199,30 @@ def _count(report, parts, expected):
         report.faults.append(f"it has {', '.join(odd)}")
 
 
-def _named(things, comma=", "):
-    more = len(things) - NAMED
+def _first_few(things, comma=", "):
+    more = len(things) - SHOWN
     end = f"{comma}and {more} more (--json FILE has all)" if more > 0 else ""
-    return comma.join(things[:NAMED]) + end
+    return comma.join(things[:SHOWN]) + end
 
 
-def unreadable(paths, workers=None, name="images"):
+def find_unreadable(paths, workers=None, name="images"):
     """Decode images, with a progress bar; returns ``{path: sentence about it}``."""
     faults = {}
     paths = list(paths)
     bar = tqdm(total=len(paths), desc=name, unit="image", disable=None)
     with bar, ThreadPoolExecutor(workers or os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which nothing here uses
-        for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
-            for path, why in zip(batch, pool.map(_why_unreadable, batch)):
-                if why:
-                    faults[path] = why
+        for start in range(0, len(paths), CHUNK):
+            batch = paths[start : start + CHUNK]
+            for path, error in zip(batch, pool.map(_reading_error, batch)):
+                if error:
+                    faults[path] = error
                     bar.set_postfix(unreadable=len(faults))
                 bar.update()
     return faults
 
 
-def _why_unreadable(path):
+def _reading_error(path):
     try:
         read_image(path)
     except ImageError as error:
@@ -278,37 +263,16 @@ def table(reports):
     return tabulate(lines, heads, "simple", disable_numparse=True, colalign=align)
 
 
-def _import_readers(modules):
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name not in (module, module.partition(".")[0]):
-                raise
-            raise BadValue(
-                f"there is no module {module!r} with dataset readers in {os.getcwd()} or on "
-                "PYTHONPATH; run this in the folder of the project that has them, or name it with "
-                "--readers"
-            ) from None
-    readers = checkable()
-    if not readers:
-        raise BadValue(
-            f"{', '.join(modules)} registers no dataset reader that can be checked (one with "
-            "at(root), see the documentation of datasets.check); name another module with --readers"
-        )
-    return readers
-
-
 def check(args):
-    """The command ``check``; returns the exit code."""
+    """Look over the datasets that the command line names; returns the exit code."""
     root = os.path.abspath(os.path.expanduser(args.root))
     if not os.path.isdir(root):
-        raise NotFound(f"--root {root} is no folder; give the folder of the datasets")
+        raise NotFound(f"--root {root} is not a folder; give the folder of the datasets")
     if args.json and not os.path.isdir(os.path.dirname(os.path.abspath(args.json))):
         raise NotFound(f"--json: the folder of {args.json} does not exist; make it first")
     if args.workers is not None and args.workers < 1:
         raise BadValue(f"--workers is {args.workers}; give 1 or more")
-    readers = _import_readers(args.readers)
+    readers = registered_readers()
     # Own images have no folder of their own below the root: they are looked at only when named.
     names = [resolve(word, readers) for word in args.datasets] or [
         name for name, reader in readers.items() if reader.dataset_dir
@@ -330,9 +294,8 @@ def check(args):
             "of your own are checked with the name ImageFolder after the root"
         )
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            content = [{**asdict(report), "verdict": report.verdict} for report in reports]
-            json.dump(content, file, indent=2)
+        content = [{**asdict(report), "verdict": report.verdict} for report in reports]
+        write_json(args.json, content, indent=2)
         print(f"Wrote {args.json}")
     return int(not found or any(report.verdict != COMPLETE for report in wanted))
 
@@ -340,20 +303,19 @@ def check(args):
 def main(argv=None):
     """Command line; returns 0 if every dataset looked for is complete (without names: every one
     that was found, and there is one), else 1."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.check", description="Check data.")
-    commands = parser.add_subparsers(required=True, metavar="check")
-    one = commands.add_parser("check", help="look over datasets and print a table")
-    one.add_argument("datasets", nargs="*", metavar="DATASET", help="names; all of them if none")
-    one.add_argument("--root", required=True, help="folder of the datasets, or of your own images")
-    one.add_argument("--deep", action="store_true", help="decode every image")
-    one.add_argument("--workers", type=int, help="threads with --deep (default: processors)")
-    one.add_argument("--json", metavar="FILE", help="write everything to FILE, all paths included")
-    one.add_argument(
-        "--readers", nargs="+", default=["datasets"], metavar="MODULE", help="modules with readers"
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.check", description="Look over datasets and print a table."
     )
-    one.set_defaults(command=check)
-    args = parser.parse_args(argv)
-    return args.command(args)
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help="names; all of them if none")
+    parser.add_argument(
+        "--root", required=True, help="folder of the datasets, or of your own images"
+    )
+    parser.add_argument("--deep", action="store_true", help="decode every image")
+    parser.add_argument("--workers", type=int, help="threads with --deep (default: processors)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write everything to FILE, all paths included"
+    )
+    return check(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

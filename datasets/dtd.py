@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from datasets.entry import Counts
 from datasets.make_split import FolderDataset
-from datasets.split import Counts
 from proxyfda.dassl import DATASET_REGISTRY
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datasets.entry import PARTS, Counts, Entry
 from datasets.make_split import AnnotatedDataset
-from datasets.split import PARTS, Counts, Entry, check_parts
+from datasets.split import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 
 

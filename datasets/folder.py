@@ -7,10 +7,12 @@ import os
 
 import yaml
 
+from datasets.entry import PARTS, Entry
 from datasets.make_split import is_image
-from datasets.split import PARTS, Entry, SplitDataset
+from datasets.split import SplitDataset
 from proxyfda.dassl import DATASET_REGISTRY
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.templates import check_template
 
 DESCRIPTION = "dataset.yaml"
 PART_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -113,8 +115,7 @@ class ImageFolder(SplitDataset):
         self.template = given.get("template") or self.template
         if not isinstance(self.name, str):
             raise fault("name must be text")
-        if not isinstance(self.template, str) or self.template.count("{}") != 1:
-            raise fault(f"template is {self.template!r}, it needs one {{}} for the class name")
+        check_template(self.template, f"{self.split_path}: template")
         return names
 
     def _folders(self):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 
+from datasets.entry import Counts, Entry
 from datasets.make_split import class_folders, read_rows, tell_skipped
-from datasets.split import Counts, Entry, SplitDataset, check_parts
+from datasets.split import SplitDataset, check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 
 CLASSNAMES = "classnames.txt"
+CLOCK_TICK = 5 * 10**9  # ns; no file system that is in use has times as coarse as that
 
 
 class ImageNetBase(SplitDataset):
@@ -84,27 +88,61 @@ class ImageNetTestSet(ImageNetBase):
 
 @DATASET_REGISTRY.register()
 class ImageNet(ImageNetBase):
-    """Listed anew at every start, sorted: upstream's ``preprocessed.pkl`` is not used. The official
-    validation images are val and test, all of them."""
+    """Listed sorted, at every start whose shots are not kept already; upstream's
+    ``preprocessed.pkl`` is not used. The official validation images are val and test, all of them.
+    """
 
     dataset_dir = "imagenet"
     image_dir = "images"
     val_is_test = True
     expected = Counts(classes=1000, train=1281167, val=0, test=50000)
 
+    def locate(self, root):
+        super().locate(root)
+        self.train_dir = os.path.join(self.image_dir, "train")
+        self.test_dir = os.path.join(self.image_dir, "val")
+
     def parts(self):
         self.require("folder", self.dataset_dir)
-        train = self.require("folder of the training images", os.path.join(self.image_dir, "train"))
-        val = self.require("folder of the validation images", os.path.join(self.image_dir, "val"))
-        there = [set(class_folders_of(folder)) for folder in (train, val)]
-        if there[1] and there[0] != there[1]:
-            odd = sorted(there[0] ^ there[1])[0]
+        self.require("folder of the training images", self.train_dir)
+        self.require("folder of the validation images", self.test_dir)
+        parts = self.parts_for_evaluation()
+        parts["train"] = self.folder_entries(self.train_dir)
+        return check_parts(parts, self._fault)
+
+    def parts_for_evaluation(self):
+        self._compare_classes()
+        return {"train": [], "val": [], "test": self.folder_entries(self.test_dir)}
+
+    def _compare_classes(self):
+        train, test = (set(visible_folders(folder)) for folder in (self.train_dir, self.test_dir))
+        if test and train != test:
+            odd = sorted(train ^ test)[0]
             raise self._fault(
                 f"train and val have different class folders, {odd} is in one of them only"
             )
-        parts = {"train": self.folder_entries(train), "val": [], "test": self.folder_entries(val)}
-        return check_parts(parts, self._fault)
+
+    def fingerprint(self):
+        """Class names, and when each class folder last had a file added, removed or renamed.
+
+        Empty where a folder has no such time, or changed so recently that the file system's clock
+        might give the next change the same time.
+        """
+        now = time.time_ns()
+        try:
+            names = self.read_classnames(self.classnames_file())
+            changed = {
+                folder: os.stat(os.path.join(self.train_dir, folder)).st_mtime_ns
+                for folder in sorted(visible_folders(self.train_dir))
+            }
+        except (OSError, ValueError):
+            return ""  # parts() says what is wrong
+        if not changed or not 0 < min(changed.values()) <= max(changed.values()) < now - CLOCK_TICK:
+            return ""
+        return json.dumps([[folder, names.get(folder), at] for folder, at in changed.items()])
 
 
-def class_folders_of(folder):
-    return [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+def visible_folders(folder):
+    """Names of the folders in ``folder`` that do not start with a dot."""
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from datasets.entry import Counts
 from datasets.imagenet import ImageNetTestSet
-from datasets.split import Counts
 from proxyfda.dassl import DATASET_REGISTRY
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from datasets.entry import Counts, Entry
 from datasets.imagenet import CLASSNAMES, ImageNetTestSet
 from datasets.make_split import class_folders, tell_skipped
-from datasets.split import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY
 
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 import os
 import random
 
-from datasets.split import Entry, SplitDataset, lent_stream
+from datasets.entry import Entry
+from datasets.fewshot import seeded_random
+from datasets.split import SplitDataset
 from proxyfda.dassl import Datum
 from proxyfda.utils.errors import BadValue, NotFound
 
@@ -115,7 +117,7 @@ class FolderDataset(SplitDataset):
         self.require("image folder", self.image_dir)
         groups, skipped = _folder_groups(self.image_dir, self.ignored, self.renamed)
         tell_skipped(self.name, skipped)
-        with lent_stream(SPLIT_SEED):
+        with seeded_random(SPLIT_SEED):
             return cut(groups)
 
     @staticmethod
@@ -152,7 +154,7 @@ class AnnotatedDataset(SplitDataset):
 
     def build_split(self):
         trainval, test = list(self.official("trainval")), list(self.official("test"))
-        with lent_stream(SPLIT_SEED):
+        with seeded_random(SPLIT_SEED):
             train, val = self.split_trainval(trainval)
         return train, val, test
 

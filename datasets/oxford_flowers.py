@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from datasets.entry import Counts, Entry
+from datasets.fewshot import seeded_random
 from datasets.make_split import SPLIT_SEED, AnnotatedDataset, cut
-from datasets.split import Counts, Entry, lent_stream
 from proxyfda.dassl import DATASET_REGISTRY
 
 
@@ -29,7 +30,7 @@ class OxfordFlowers(AnnotatedDataset):
                 raise self._fault(f"cat_to_name.json has no name for label {given}")
             entry = Entry(f"image_{number:05d}.jpg", given - 1, names[str(given)])
             groups.setdefault(given, []).append(entry)
-        with lent_stream(SPLIT_SEED):
+        with seeded_random(SPLIT_SEED):
             return cut(groups.values())
 
     def _names(self):

@@ -11,63 +11,35 @@ A split file is an object with ``train``, ``val`` and ``test``, each a list of
         split_file = "split_zhou_OxfordPets.json"
         template = "a photo of a {}, a type of pet."
 
-Few-shot sampling draws exactly what the CoOp family draws for the same seed, but from a stream of
-its own that starts at ``cfg.SEED``: the result depends neither on what drew from Python's global
-``random`` before nor on whether a few-shot cache existed, and the global stream is left as it was.
-A split that has to be made first is drawn from yet another stream (see :mod:`datasets.make_split`),
+Few-shot runs take what the CoOp family draws for the same seed (see :mod:`datasets.fewshot`). A
+split that has to be made first is drawn from yet another stream (see :mod:`datasets.make_split`),
 whereas upstream's shots go on in the stream that made it, in that one run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import random
-import unicodedata
-import uuid
-from collections import Counter
-from contextlib import contextmanager
-from typing import NamedTuple
 
-from datasets.upstream_cache import read_upstream_cache
-from proxyfda.dassl import DatasetBase, Datum
+from datasets.entry import (
+    PARTS,
+    Entry,
+    ListedDatum,
+    find_all_files,
+    find_files,
+    listed_paths,
+    make_data,
+    make_entries,
+    similar_neighbour,
+)
+from datasets.fewshot import FewShotCache, checksum_of, count_labels, draw
+from proxyfda.dassl import DatasetBase
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.files import write_json
+from proxyfda.utils.templates import check_template
 
-PARTS = ("train", "val", "test")
 SUBSAMPLE_WORDS = ("all", "base", "new")
-MAX_VAL_SHOTS = 4
-CACHE_FORMAT = 1
-
-
-class Entry(NamedTuple):
-    """One listed image: path below the image folder (with ``/``), label from 0, class name."""
-
-    path: str
-    label: int
-    classname: str
-
-
-class Counts(NamedTuple):
-    """How much a complete dataset holds: classes, and images of each part."""
-
-    classes: int
-    train: int
-    val: int
-    test: int
-
-
-class ListedDatum(Datum):
-    """A ``Datum`` whose file was seen in a listing, so that nobody has to stat it again.
-
-    A file that goes missing later is named by the loader's ``ImageError``.
-    """
-
-    def __init__(self, impath="", label=0, domain=0, classname=""):
-        # The attributes behind Datum's properties, in Dassl as in the embedded engine.
-        self._impath, self._label = impath, label
-        self._domain, self._classname = domain, classname
 
 
 class SplitDataset(DatasetBase):
@@ -78,11 +50,11 @@ class SplitDataset(DatasetBase):
         image_dir: folder under ``dataset_dir`` to which the paths of the split file are relative;
             empty for ``dataset_dir`` itself.
         split_file: name of the split JSON in ``dataset_dir``.
-        split_sha256: of the published split file, or empty; looked at by the check alone.
+        split_sha256: of the published split file, or empty; only ``datasets.check`` looks at it.
         template: hand-written prompt with one ``{}`` for the class name (zero-shot CLIP, anchors).
         hint: how to get the data, appended to the error when something is missing.
-        expected: :class:`Counts` of the complete data, or ``None``; ``python -m datasets.check
-            check`` compares with them, reading does not.
+        expected: :class:`~datasets.entry.Counts` of the complete data, or ``None``;
+            ``python -m datasets.check`` compares with them, reading does not.
         val_is_test: the test images serve as validation images, all of them.
         test_only: there are test images alone; they stand for the training images, too, and
             ``NUM_SHOTS`` and ``SUBSAMPLE_CLASSES`` are ignored, which a line says.
@@ -92,13 +64,10 @@ class SplitDataset(DatasetBase):
     (``all``, ``base``: first half of the labels rounded up, ``new``: the rest) and ``SEED``.
     With ``SEED`` below 0 the shots come from the global ``random`` stream and are not cached.
 
-    The few-shot cache ``<dataset_dir>/split_fewshot/shot_{K}-seed_{SEED}.json`` records which
-    images were drawn, before base/new subsampling, so that base and new runs share it. It holds a
-    checksum of the split it came from; one that does not fit is sampled again, with a line saying
-    so. Where there is none, upstream's ``shot_{K}-seed_{SEED}.pkl`` is taken if it fits. Where the
-    cache cannot be written the run goes on without.
+    Shots are kept in ``<dataset_dir>/split_fewshot/shot_{K}-seed_{SEED}.json``, see
+    :class:`~datasets.fewshot.FewShotCache`. Where it cannot be written the run goes on without.
 
-    A listed image that is there under another spelling only (upper and lower case, ``.jpeg`` for
+    A listed image whose file has a differently spelled name (upper and lower case, ``.jpeg`` for
     ``.jpg``, another Unicode form) is taken, and a line counts these.
 
     Subclasses with other sources override :meth:`parts` or :meth:`build_split`.
@@ -131,28 +100,42 @@ class SplitDataset(DatasetBase):
             )
         _check_subsample(subsample)
         self._locate_at(_data_root(cfg))
-        parts = self.parts()
-        source = self.dataset_dir if self.made or not self.split_file else self.split_path
-        spelled = {}
-        if not self.from_listing:
-            spelled = _find_images(parts, self.image_dir, source, self.hint)
-        if self.made:
-            self._keep_split(parts)
+        cache = fingerprint = parts = None
+        if shots >= 1 and cfg.SEED >= 0 and not self.test_only:
+            cache = FewShotCache(self.split_fewshot_dir, shots, cfg.SEED)
+            fingerprint = self.fingerprint()
+            parts = self._unchanged_choice(cache, fingerprint)
+        found_as = {}
+        if parts is None:
+            parts = self.parts()
+            source = self.dataset_dir if self.made or not self.split_file else self.split_path
+            if not self.from_listing:
+                found_as = find_all_files(parts, self.image_dir, source, self.hint)
+            if self.made:
+                self._keep_split(parts)
+            if shots >= 1 and not self.test_only:
+                parts = self._choose(parts, shots, cfg.SEED, cache, fingerprint)
+        check_template(self.template, f"{self.name}: template")
         if self.test_only:
             if shots != -1 or subsample != "all":
                 print(
                     f"{self.name} is for testing alone: all of its images and classes are used, "
                     f"whatever DATASET.NUM_SHOTS ({shots}) and SUBSAMPLE_CLASSES ({subsample}) say"
                 )
-            items = _data(parts["test"], self.image_dir, spelled)
+            items = make_data(parts["test"], self.image_dir, found_as)
             super().__init__(train_x=items, test=items)
             return
-        if shots >= 1:
-            parts = self._fewshot(parts, shots, cfg.SEED)
         train, val, test = self.subsample_classes(
-            *(_data(parts[part], self.image_dir, spelled) for part in PARTS), subsample=subsample
+            *(make_data(parts[part], self.image_dir, found_as) for part in PARTS),
+            subsample=subsample,
         )
         super().__init__(train_x=train, val=test if self.val_is_test else val, test=test)
+
+    @classmethod
+    def extend_cfg(cls, cfg):
+        """Add the options of the readers to a config, with their defaults, where it lacks them."""
+        if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
+            cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
 
     @classmethod
     def at(cls, root):
@@ -207,7 +190,7 @@ class SplitDataset(DatasetBase):
         return path
 
     def _gone(self, what, path):
-        near = _alike(path)
+        near = similar_neighbour(path)
         return NotFound(
             f"{self.name}: the {what} {path} does not exist; "
             + (f"rename or link {near}, which is there, or " if near else "")
@@ -216,17 +199,21 @@ class SplitDataset(DatasetBase):
 
     def nearby(self):
         """A folder that might be the missing ``dataset_dir`` under another name, or ``""``."""
-        return _alike(self.dataset_dir)
+        return similar_neighbour(self.dataset_dir)
 
     def _fault(self, what):
         return BadValue(f"{self.name} in {self.dataset_dir} cannot be read ({what}); {self.hint}")
 
+    def remarks(self, parts):
+        """Sentences for the check about anything else that is worth knowing."""
+        return []
+
     def images(self, parts):
         """The absolute paths of all listed images: ``(there, missing)``, without repetition."""
-        paths = dict.fromkeys(_paths(parts, self.image_dir))
-        spelled, missing = find_files(paths)
+        paths = dict.fromkeys(listed_paths(parts, self.image_dir))
+        found_as, missing = find_files(paths)
         gone = set(missing)
-        return [spelled.get(path, path) for path in paths if path not in gone], missing
+        return [found_as.get(path, path) for path in paths if path not in gone], missing
 
     def _keep_split(self, parts):
         """Save a split that was made, and say what it is."""
@@ -236,14 +223,50 @@ class SplitDataset(DatasetBase):
             "(docs/DATASETS.md tells where to get that)"
         )
         try:
-            _write_json(parts, self.split_path, 4)
+            write_json(self.split_path, parts, indent=4)
             print(f"Saved split to {self.split_path}")
         except OSError as error:
             print(f"Split not written ({error}); the same one is made every time")
 
-    def _fewshot(self, parts, shots, seed):
-        """``shots`` images per class of train and ``min(shots, 4)`` of val, cached by seed."""
-        counts = _counts(parts["train"])
+    def fingerprint(self):
+        """A text that changes whenever :meth:`parts` would give other training images, or ``""``
+        where nothing cheaper than listing them can tell; for datasets with ``from_listing``."""
+        return ""
+
+    def parts_for_evaluation(self):
+        """:meth:`parts` without the training images; datasets with a :meth:`fingerprint` have it.
+
+        Their few-shot runs then do without the list of all training images.
+        """
+        raise NotImplementedError
+
+    def _unchanged_choice(self, cache, fingerprint):
+        """The parts of a few-shot run, taken from the cache without listing the training images;
+        ``None`` where the cache may be out of date."""
+        chosen = cache.load_unchanged(fingerprint)
+        if chosen is None:
+            return None
+        # Some network file systems keep no times of folders: at least the files must be there.
+        if not all(map(os.path.isfile, listed_paths({**chosen, "test": []}, self.image_dir))):
+            return None
+        parts = check_parts({**self.parts_for_evaluation(), **chosen}, self._fault)
+        self._tell_small_classes(parts, cache.shots)
+        return parts
+
+    def _choose(self, parts, shots, seed, cache, fingerprint):
+        """``shots`` images per class of train and ``min(shots, 4)`` of val, kept in ``cache``."""
+        self._tell_small_classes(parts, shots)
+        if cache is None:
+            return draw(self, parts, shots, seed)
+        checksum = checksum_of(parts)
+        chosen = cache.load(parts, checksum, fingerprint)
+        if chosen is None:
+            chosen = draw(self, parts, shots, seed)
+            cache.save(chosen, checksum, fingerprint)
+        return {**chosen, "test": parts["test"]}
+
+    def _tell_small_classes(self, parts, shots):
+        counts = count_labels(parts["train"])
         few = {e.classname: counts[e.label] for e in parts["train"] if counts[e.label] < shots}
         if few:
             classname, n = next(iter(few.items()))
@@ -251,49 +274,6 @@ class SplitDataset(DatasetBase):
                 f"{self.name}: {len(few)} classes have fewer than {shots} training images, the "
                 f"first is {classname!r} with {n}; all of theirs are used"
             )
-        if seed < 0:
-            return self._sample(parts, shots, seed)
-        stem = os.path.join(self.split_fewshot_dir, f"shot_{shots}-seed_{seed}")
-        checksum = _checksum(parts)
-        ours, chosen = f"{stem}.json", None
-        for path, read in ((ours, _read_cache), (f"{stem}.pkl", read_upstream_cache)):
-            if chosen is not None or not os.path.exists(path):
-                continue
-            try:
-                chosen = read(path, parts, checksum)
-                _check_choice(chosen, parts, shots)
-                print(f"Loading preprocessed few-shot data from {path}")
-                if path == ours:
-                    return chosen
-            except (OSError, ValueError) as error:
-                print(f"Few-shot cache {path} is not used ({error}); sampling again")
-                chosen = None
-        chosen = chosen or self._sample(parts, shots, seed)
-        cache = {
-            "format": CACHE_FORMAT,
-            "split_sha256": checksum,
-            "shots": shots,
-            "seed": seed,
-            "train": chosen["train"],
-            "val": chosen["val"],
-        }
-        try:
-            _write_json(cache, ours)
-            print(f"Saved few-shot data to {ours}")
-        except OSError as error:
-            print(f"Few-shot cache not written ({error}); the same shots are drawn every time")
-        return chosen
-
-    def _sample(self, parts, shots, seed):
-        # The sampler of DatasetBase draws from the global stream, so that stream is lent to it.
-        with lent_stream(seed):
-            return {
-                "train": self.generate_fewshot_dataset(parts["train"], num_shots=shots),
-                "val": self.generate_fewshot_dataset(
-                    parts["val"], num_shots=min(shots, MAX_VAL_SHOTS)
-                ),
-                "test": parts["test"],
-            }
 
     @staticmethod
     def read_split(filepath, path_prefix, hint="complete the images or check --root"):
@@ -312,14 +292,15 @@ class SplitDataset(DatasetBase):
             FileNotFoundError: images are missing; the message names the first and the number.
         """
         parts = _parse_split(filepath)
-        spelled = _find_images(parts, path_prefix, filepath, hint)
-        return tuple(_data(parts[part], path_prefix, spelled) for part in PARTS)
+        found_as = find_all_files(parts, path_prefix, filepath, hint)
+        return tuple(make_data(parts[part], path_prefix, found_as) for part in PARTS)
 
     @staticmethod
     def save_split(train, val, test, filepath, path_prefix):
         """Write lists of ``Datum`` as a split JSON with paths relative to ``path_prefix``."""
         parts = {"train": train, "val": val, "test": test}
-        _write_json({k: _listed(items, path_prefix) for k, items in parts.items()}, filepath, 4)
+        entries = {part: make_entries(items, path_prefix) for part, items in parts.items()}
+        write_json(filepath, entries, indent=4)
         print(f"Saved split to {filepath}")
 
     @staticmethod
@@ -361,102 +342,6 @@ class SplitDataset(DatasetBase):
         ]
 
 
-@contextmanager
-def lent_stream(seed):
-    """Python's global random stream, started at ``seed``, and put back as it was afterwards; with
-    a seed below 0 the stream is used as it is."""
-    state = random.getstate()
-    if seed >= 0:
-        random.seed(seed)
-    try:
-        yield
-    finally:
-        if seed >= 0:
-            random.setstate(state)
-
-
-def find_files(paths):
-    """Look for files by one listing per folder, not one stat each.
-
-    Returns:
-        ``(spelled, missing)``: for those of ``paths`` that are there under one other spelling only
-        (see :class:`SplitDataset`) a dict to that path, and the list of those that are not there.
-    """
-    listings, alike = {}, {}
-    spelled, missing = {}, []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in listings:
-            try:
-                with os.scandir(folder) as entries:
-                    listings[folder] = {entry.name for entry in entries if entry.is_file()}
-            except OSError:
-                listings[folder] = set()
-        # The stat decides where the file system takes several spellings of a name for one.
-        if name in listings[folder] or os.path.isfile(path):
-            continue
-        if folder not in alike:
-            alike[folder] = {}
-            for other in sorted(listings[folder]):
-                alike[folder].setdefault(_one_spelling(other), []).append(other)
-        others = alike[folder].get(_one_spelling(name), [])
-        if len(others) == 1:
-            spelled[path] = os.path.join(folder, others[0])
-        else:
-            missing.append(path)
-    return spelled, missing
-
-
-def _one_spelling(name):
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name).casefold())
-    return stem + (".jpg" if suffix == ".jpeg" else suffix)
-
-
-def _paths(parts, image_dir):
-    for part in PARTS:
-        for entry in parts[part]:
-            yield os.path.join(image_dir, entry.path)
-
-
-def _find_images(parts, image_dir, source, hint):
-    """Refuse missing images; returns what is spelled otherwise on disk, as ``find_files`` does."""
-    spelled, missing = find_files(_paths(parts, image_dir))
-    if missing:
-        raise NotFound(
-            f"{len(missing)} of {sum(map(len, parts.values()))} images listed in {source} are "
-            f"missing, the first is {missing[0]}; {hint}"
-        )
-    if spelled:
-        listed, there = next(iter(spelled.items()))
-        print(
-            f"{len(spelled)} images are spelled otherwise than listed and were taken, the first is "
-            f"{there} for {os.path.basename(listed)}"
-        )
-    return spelled
-
-
-def _data(entries, image_dir, spelled):
-    paths = (os.path.join(image_dir, entry.path) for entry in entries)
-    return [
-        ListedDatum(spelled.get(path, path), entry.label, classname=entry.classname)
-        for path, entry in zip(paths, entries)
-    ]
-
-
-def _alike(path):
-    """The one neighbour of a missing ``path`` whose name has the same letters and digits."""
-
-    def squashed(name):
-        return "".join(filter(str.isalnum, name.casefold()))
-
-    folder, wanted = os.path.split(path)
-    try:
-        near = [name for name in os.listdir(folder) if squashed(name) == squashed(wanted)]
-    except OSError:
-        return ""
-    return os.path.join(folder, near[0]) if len(near) == 1 else ""
-
-
 def _check_subsample(word):
     if word not in SUBSAMPLE_WORDS:
         raise BadValue(f"DATASET.SUBSAMPLE_CLASSES is {word!r}; use all, base or new")
@@ -468,7 +353,7 @@ def _data_root(cfg):
     root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     if not os.path.isdir(root):
         raise NotFound(
-            f"the data root {root} is no folder; name the folder of the datasets with --root"
+            f"the data root {root} is not a folder; name the folder of the datasets with --root"
         )
     return root
 
@@ -479,7 +364,7 @@ def _parse_split(filepath):
     print(f"Reading split from {filepath}")
 
     def fault(what):
-        return BadValue(f"{filepath} is no valid split file ({what}); fetch or make it again")
+        return BadValue(f"{filepath} is not a valid split file ({what}); fetch or make it again")
 
     try:
         with open(filepath, encoding="utf-8") as file:
@@ -525,69 +410,3 @@ def check_parts(split, fault, leading="train"):
             kind = "training" if leading == "train" else leading
             raise fault(f"label {label} of 0 to {max(names)} has no {kind} image")
     return split
-
-
-def _listed(items, prefix):
-    """``Datum`` objects as :class:`Entry` with the path relative to ``prefix``."""
-    prefix = os.path.join(prefix, "")
-    listed = []
-    for item in items:
-        path = item.impath
-        path = path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, prefix)
-        listed.append(Entry(path.replace(os.sep, "/"), item.label, item.classname))
-    return listed
-
-
-def _checksum(parts):
-    """SHA-256 of what the shots are drawn from: the train and val lists in their order."""
-    digest = hashlib.sha256()
-    for part in ("train", "val"):
-        lines = [f"{path}\t{label}\t{classname}\n" for path, label, classname in parts[part]]
-        digest.update("".join([part, "\n", *lines]).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _read_cache(path, parts, checksum):
-    """The choice in our cache; ValueError says why it is none."""
-    with open(path, encoding="utf-8") as file:
-        cache = json.load(file)
-    if not isinstance(cache, dict) or cache.get("format") != CACHE_FORMAT:
-        raise BadValue("another format")
-    if cache.get("split_sha256") != checksum:
-        raise BadValue("it was drawn from another split")
-    try:
-        chosen = {part: [Entry(*entry) for entry in cache[part]] for part in ("train", "val")}
-    except (KeyError, TypeError):
-        raise BadValue("its lists are damaged") from None
-    return {**chosen, "test": parts["test"]}
-
-
-def _check_choice(chosen, parts, shots):
-    """Raise ValueError unless ``chosen`` is a few-shot choice from ``parts``."""
-    for part, most in (("train", shots), ("val", min(shots, MAX_VAL_SHOTS))):
-        try:
-            strangers = set(chosen[part]) - set(parts[part])
-        except TypeError:
-            raise BadValue(f"its {part} list is damaged") from None
-        if strangers:
-            raise BadValue(f"its {part} list names images that the split does not have")
-        wanted = {label: min(most, n) for label, n in _counts(parts[part]).items()}
-        if _counts(set(chosen[part])) != wanted or len(chosen[part]) != sum(wanted.values()):
-            raise BadValue(f"its {part} list has not {most} images per class")
-
-
-def _counts(items):
-    return Counter(item.label for item in items)
-
-
-def _write_json(content, path, indent=None):
-    """Write ``path`` in one step, so that no other process ever reads half of it."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=indent)
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)

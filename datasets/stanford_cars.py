@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from datasets.entry import Counts, Entry
 from datasets.make_split import AnnotatedDataset
-from datasets.split import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY
 
 LISTS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from datasets.entry import Counts, Entry
 from datasets.make_split import AnnotatedDataset
-from datasets.split import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY
 
 FOLDER = "ucfTrainTestlist"

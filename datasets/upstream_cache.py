@@ -30,14 +30,13 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def read_upstream_cache(path, parts, checksum=None):
+def read_upstream_cache(path, parts):
     """The choice in a pickle of upstream's.
 
     Args:
         path: ``shot_{K}-seed_{SEED}.pkl``: ``{"train": [Datum], "val": [Datum]}`` with absolute
             paths of the machine that wrote it (``val`` is absent for ImageNet).
         parts: the split as lists of entries; its images are recognised by the end of their path.
-        checksum: not used, upstream's file has none.
 
     Returns:
         ``{"train", "val", "test"}``, lists of the entries of ``parts``; test is not sampled.

@@ -1,5 +1,6 @@
 """Class-balanced batches: evenness, shapes, determinism, mining."""
 
+import hashlib
 import random
 from collections import Counter
 
@@ -159,6 +160,117 @@ def test_works_as_batch_sampler_of_a_loader():
     assert [batch.tolist() for batch in loader] == epoch(sampler)
 
 
+# What the first version gave, which made an epoch's batches all at once, for seed 3 and epoch 2:
+# at random, the same with drop_last, mined, the same with drop_last.
+FIRST_VERSION = {
+    "50 classes": (
+        repeated(50, 16),
+        ["0a3cec822734", "14cdf03f10f9", "89c9aa35b055", "e2cd2f6011bf"],
+    ),
+    "5 classes": (
+        repeated(5, 16),
+        ["8501e8f46c68", "8501e8f46c68", "9703b0f9aac8", "9703b0f9aac8"],
+    ),
+    "unequal": (
+        [c for c in range(40) for _ in range(1 + c * c % 23)],
+        ["01da6ae440f3", "b8763534c861", "726c93723581", "a6bc19274d62"],
+    ),
+    "one class dominates": (
+        [0] * 300 + repeated(30, 2),
+        ["5d6f224ab50c", "75f549ae5d05", "66a38e3ff9d6", "453dda6af657"],
+    ),
+    "1-shot": (
+        repeated(100, 1),
+        ["f83cc8e23202", "920a58192c76", "131399f40a83", "200bb183be76"],
+    ),
+}
+
+
+@pytest.mark.parametrize("labels, digests", FIRST_VERSION.values(), ids=FIRST_VERSION)
+def test_batches_of_a_seed_stay_the_same(labels, digests):
+    i = torch.arange(len(set(labels)), dtype=torch.float64)
+    similarity = (torch.cos(i.unsqueeze(0) * 7 - i.unsqueeze(1) * 7) * 8).round() / 8  # with ties
+    drawn = [
+        epoch(ClassBalancedBatchSampler(labels, similarity=s, seed=3, drop_last=drop_last), 2)
+        for s in (None, similarity)
+        for drop_last in (False, True)
+    ]
+    assert [hashlib.sha256(repr(d).encode()).hexdigest()[:12] for d in drawn] == digests
+
+
+def test_batches_are_made_while_they_are_used(monkeypatch):
+    sampler = ClassBalancedBatchSampler(repeated(200, 64), similarity=torch.rand(200, 200))
+    everything = epoch(sampler)
+    mined, mine = [], sampler._mine
+    monkeypatch.setattr(sampler, "_mine", lambda *args: mined.append(1) or mine(*args))
+    used = [len(mined) for batch, _ in zip(sampler, range(20)) if batch]
+    assert 0 < used[0] < len(sampler) and used == sorted(used)
+    one, two = iter(sampler), iter(sampler)  # iterations do not disturb each other
+    assert [next(one), next(two), next(two), next(one)] == [
+        everything[0],
+        everything[0],
+        everything[1],
+        everything[1],
+    ]
+
+
+class TestBoundOfAClass:
+    @pytest.mark.parametrize("mined", [False, True], ids=["random", "mined"])
+    @pytest.mark.parametrize(
+        "classes, shots, most, shape, batches",
+        [
+            pytest.param(5, 16, 7, (5, 7), 3, id="fewer classes than m"),
+            pytest.param(5, 16, 12, (5, 12), 2, id="bound above what it becomes"),
+            pytest.param(3, 16, 4, (3, 4), 4, id="bound of the n asked for"),
+            pytest.param(32, 16, 7, (16, 4), 8, id="nothing to bound"),
+            pytest.param(40, 16, 2, (32, 2), 10, id="bound below n"),
+            pytest.param(1, 16, 7, (1, 7), 3, id="one class"),
+            pytest.param(5, 2, 7, (5, 2), 1, id="classes below the bound"),
+        ],
+    )
+    def test_shape_and_every_image_once(self, classes, shots, most, shape, batches, mined):
+        labels = repeated(classes, shots)
+        similarity = torch.rand(classes, classes) if mined else None
+        sampler = ClassBalancedBatchSampler(
+            labels, 16, 4, similarity=similarity, most_per_class=most
+        )
+        assert (sampler.m, sampler.n) == shape
+        drawn = epoch(sampler, 1)
+        assert len(drawn) == len(sampler) == batches
+        counts = [Counter(labels[i] for i in batch) for batch in drawn]
+        assert max(max(count.values()) for count in counts) <= min(shape[1], most)
+        assert Counter(i for batch in drawn for i in batch) == Counter(range(len(labels)))
+
+    def test_one_that_does_not_bind_changes_nothing(self):
+        labels = repeated(20, 8)
+        assert epoch(ClassBalancedBatchSampler(labels, most_per_class=4)) == epoch(
+            ClassBalancedBatchSampler(labels)
+        )
+
+    @pytest.mark.parametrize(
+        "classes, shots, most, note",
+        [
+            (20, 16, None, ""),
+            (20, 16, 7, ""),
+            (5, 16, None, "become 5 x 12, because the number of classes is 5."),
+            (
+                5,
+                16,
+                7,
+                "become 5 x 7, because the number of classes is 5 and a batch may hold at most 7 "
+                "images of a class.",
+            ),
+            (50, 1, None, "become 50 x 1, because no class has more than 1 image."),
+            (50, 16, 2, "become 32 x 2, because a batch may hold at most 2 images of a class."),
+        ],
+        ids=["as asked", "no need", "few classes", "few classes, bound", "1-shot", "bound"],
+    )
+    def test_a_note_says_what_was_changed(self, classes, shots, most, note):
+        sampler = ClassBalancedBatchSampler(repeated(classes, shots), 16, 4, most_per_class=most)
+        asked = "Batches of 16 classes x 4 images were asked for and "
+        assert sampler.shape_note == (asked + note if note else "")
+
+
 def test_class_similarity():
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     labels = [4, 1, 4, 9, 1, 1, 9]
@@ -176,10 +288,15 @@ def test_class_similarity():
     [
         (lambda: ClassBalancedBatchSampler([]), "labels are empty"),
         (lambda: ClassBalancedBatchSampler([0, 1], 0), "m is 0"),
+        (lambda: ClassBalancedBatchSampler([0, 1], most_per_class=0), "most_per_class is 0"),
         (lambda: ClassBalancedBatchSampler([0, 1], similarity=torch.ones(3, 3)), "2 classes"),
+        (
+            lambda: ClassBalancedBatchSampler([0, 1], similarity=torch.full((2, 2), torch.nan)),
+            "similarity has values that are not finite",
+        ),
         (lambda: class_similarity(torch.ones(3, 2), [0, 1]), r"labels \(2,\)"),
     ],
-    ids=["empty", "m", "similarity", "lengths"],
+    ids=["empty", "m", "most_per_class", "similarity", "not finite", "lengths"],
 )
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):

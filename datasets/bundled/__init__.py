@@ -6,7 +6,8 @@ in :mod:`.world`, how it is drawn in :mod:`.render`, which classes and which wea
 
 from __future__ import annotations
 
-from datasets.split import PARTS, Counts, SplitDataset
+from datasets.entry import PARTS, Counts
+from datasets.split import SplitDataset
 from proxyfda.dassl import DATASET_REGISTRY
 
 from .build import SPLIT_FILE

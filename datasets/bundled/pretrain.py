@@ -2,9 +2,10 @@
 
 The model is built by open_clip from ``proxyfda/backbones/clip/bundled/ViT-Bundled.json`` and
 trained with open_clip's contrastive loss and learning-rate schedule on captioned pictures that are
-drawn first and then read many times, each time with a new caption. On a CPU three things make it quick: bf16
-autocast (where the CPU has it), the plain instead of the fused attention, whose backward pass is
-slow, and keeping freed memory instead of giving it back to the system at each step.
+drawn first and then read many times, each time with a new caption. On a CPU three things make it
+quick: bf16 autocast (where the CPU has it), the plain instead of the fused attention, whose
+backward pass is slow, and keeping freed memory instead of giving it back to the system at each
+step.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from proxyfda.utils.errors import NotFinite
 from . import render as renderer
 from .world import Captioner, random_scene, vocabulary
 
-CONFIG = Path(__file__).resolve().parents[2] / "proxyfda" / "clip" / "bundled" / "ViT-Bundled.json"
+BACKBONE = Path(__file__).resolve().parents[2] / "proxyfda" / "backbones" / "clip"
+CONFIG = BACKBONE / "bundled" / "ViT-Bundled.json"
 
 
 def keep_freed_memory() -> None:

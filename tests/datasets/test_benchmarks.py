@@ -109,7 +109,7 @@ def test_declarations_and_configs(name):
 
 def test_the_lists_of_benchmarks_are_in_the_usual_order():
     modules = [FACTS[name][0] for name in ALL]
-    assert [*datasets.BENCHMARKS, *datasets.IMAGENET_TEST_SETS] == modules
+    assert [*datasets.BENCHMARKS, *datasets.SHIFTED] == modules
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_images_under_another_spelling_are_taken(tmp_path, spelled, capsys):
     (folder / "images" / "Bengal_2.jpg").rename(folder / "images" / spelled)
     capsys.readouterr()
     data = read("OxfordPets", tmp_path, 2)
-    assert "1 images are spelled otherwise than listed and were taken" in capsys.readouterr().out
+    assert "1 images have a differently spelled name on disk" in capsys.readouterr().out
     assert [item.classname for item in data.train_x] == [name for _, _, name in reference]
     everything = read("OxfordPets", tmp_path)
     paths = {item.impath for item in everything.train_x + everything.val + everything.test}

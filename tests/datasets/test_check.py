@@ -1,4 +1,4 @@
-"""``python -m datasets.check check``, and the page that it refers to."""
+"""``python -m datasets.check``, and the page that it refers to."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 from dataset_trees import BENCHMARKS, IMAGENET_TEST_SETS, files_below, make_tree
 from PIL import Image
 
-from datasets.check import checkable, examine, main, resolve
-from datasets.split import Counts, Entry
+from datasets.check import examine, main, registered_readers, resolve
+from datasets.entry import Counts, Entry
 from proxyfda.dassl import DATASET_REGISTRY, DataManager, ImageError, get_cfg_default
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def complete(tmp_path, monkeypatch):
 
 
 def check(*args, out=None):
-    code = main(["check", "--root", *map(str, args)])
+    code = main(["--root", *map(str, args)])
     return code, out.readouterr().out if out else ""
 
 
@@ -132,8 +132,8 @@ def test_other_numbers_than_the_complete_data(complete, capsys):
 @pytest.mark.parametrize(
     "spoil, fault",
     [
-        (lambda text: text[:-40], "is no valid split file (not JSON"),
-        (lambda text: text.replace('"val"', '"vol"'), "is no valid split file (no list 'val')"),
+        (lambda text: text[:-40], "is not a valid split file (not JSON"),
+        (lambda text: text.replace('"val"', '"vol"'), "is not a valid split file (no list 'val')"),
         (
             lambda text: json.dumps({k: v + v[:2] for k, v in json.loads(text).items()}),
             "6 images are listed twice",
@@ -244,42 +244,50 @@ class TestNames:
         reader = DATASET_REGISTRY.get(name)
         module = reader.__module__.rpartition(".")[2]
         for word in (name, name.lower(), module, module.replace("_", "-")):
-            assert resolve(word, checkable()) == name
+            assert resolve(word, registered_readers()) == name
 
     def test_unknown(self):
-        with pytest.raises(ValueError, match="no dataset 'pest'; use one of .*OxfordPets"):
-            resolve("pest", checkable())
+        with pytest.raises(
+            ValueError,
+            match=r"no dataset 'OxfordPest' \(did you mean 'OxfordPets'\?\); use one of .*UCF",
+        ):
+            resolve("OxfordPest", registered_readers())
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--root", "nowhere"], "--root .*nowhere is no folder"),
+        (["--root", "nowhere"], "--root .*nowhere is not a folder"),
         (["--root", ".", "pest"], "there is no dataset 'pest'; use one of"),
-        (["--root", ".", "--readers", "nothing"], "there is no module 'nothing' with dataset read"),
         (["--root", ".", "--workers", "0"], "--workers is 0; give 1 or more"),
         (["--root", ".", "--json", "no/r.json"], "--json: the folder of no/r.json does not exist"),
     ],
-    ids=["root", "dataset", "readers", "workers", "json"],
+    ids=["root", "dataset", "workers", "json"],
 )
 def test_mistakes(args, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        main(["check", *args])
+        main(args)
 
 
-def test_without_readers_it_says_so_in_one_sentence(tmp_path):
-    """In a process of its own, where nothing has registered any."""
+@pytest.mark.parametrize(
+    "word, code, said",
+    [("folder", 1, "incomplete"), ("pest", 1, "error: there is no dataset 'pest'; use one of")],
+    ids=["incomplete", "mistake"],
+)
+def test_as_a_program(tmp_path, word, code, said):
+    """In a process of its own, where nothing has registered any reader."""
+    (tmp_path / "only_one_class").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "datasets.check", "check", "--root", ".", "--readers", "json"],
+        [sys.executable, "-m", "datasets.check", "--root", ".", word],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PROXYFDA_ENGINE": "embedded"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: json registers no dataset reader that can be checked")
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_examine_is_usable_from_python(complete):
@@ -311,7 +319,11 @@ class TestThePage:
         assert listed - {""} == set(ALL)
 
     def test_names_the_mirror_and_the_bundled_datasets(self):
-        for word in ("zhengli97/prompt_learning_dataset", "bundled_fruits", "datasets.check check"):
+        for word in (
+            "zhengli97/prompt_learning_dataset",
+            "bundled_fruits",
+            "python -m datasets.check --root",
+        ):
             assert word in self.text
 
     def test_the_recipe_for_classnames_works(self, tmp_path, monkeypatch):

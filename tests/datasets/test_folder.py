@@ -186,6 +186,7 @@ class TestDescription:
             ("classes: {a: ''}", "classes must map each folder to one class name"),
             ("classes: {z: x}", "names the class folder 'z', which does not exist"),
             ("template: a photo", "it needs one {} for the class name"),
+            ('template: "{} {extra}"', "template is '{} {extra}', but it needs one {}"),
             ('template: "{} or {}"', "it needs one {} for the class name"),
             ("name: [a]", "name must be text"),
         ],

@@ -1,65 +1,14 @@
+"""One declaration, one reader: split files, subsampling, errors."""
+
 import json
 import os
-import random
-import stat
-from pathlib import Path
 
 import pytest
-from dataset_trees import files_below, make_cfg, make_split, names, write_images
+from dataset_trees import make_cfg, make_split, names, write_images
 
-from datasets.split import SplitDataset, find_files
-
-UPSTREAM = json.loads(Path(__file__).with_name("fewshot_upstream.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def pets_root(tmp_path_factory):
-    """The tree on which the CoOp family's reader was run for fewshot_upstream.json."""
-    root = tmp_path_factory.mktemp("data")
-    split = {
-        part: [
-            [f"breed_{letter}_{part}_{j:02d}.jpg", label, f"breed_{letter}"]
-            for letter, label in zip(UPSTREAM["letters"], UPSTREAM["labels"])
-            for j in range(n)
-        ]
-        for part, n in UPSTREAM["images"].items()
-    }
-    write_images(root / "pets" / "images", split)
-    (root / "pets" / "split.json").write_text(json.dumps(split))
-    return root
-
-
-class Pets(SplitDataset):
-    dataset_dir, image_dir, split_file = "pets", "images", "split.json"
-
-
-@pytest.mark.parametrize("cached", [False, True], ids=["fresh", "cached"])
-@pytest.mark.parametrize("subsample", ["all", "base", "new"])
-@pytest.mark.parametrize("shots", [1, 4, 16])
-def test_draws_the_shots_of_upstream(pets_root, shots, subsample, cached):
-    cache = pets_root / "pets" / "split_fewshot" / f"shot_{shots}-seed_1.json"
-    if cached:
-        Pets(make_cfg(pets_root, shots))
-        assert cache.exists()
-    elif cache.exists():
-        cache.unlink()
-    data = Pets(make_cfg(pets_root, shots, subsample))
-    classnames = UPSTREAM["classnames"][subsample]
-    assert data.classnames == classnames
-    assert data.num_classes == len(classnames)
-    for part, items in (("train", data.train_x), ("val", data.val)):
-        drawn = UPSTREAM["drawn"][str(shots)][part]
-        expected = [
-            f"breed_{letter}_{part}_{i:02d}.jpg"
-            for letter, picked in drawn.items()
-            if f"breed_{letter}" in classnames
-            for i in picked
-        ]
-        assert [os.path.basename(item.impath) for item in items] == expected
-    assert len(data.test) == 2 * len(classnames)
-    for item in data.train_x + data.val + data.test:
-        assert item.classname == classnames[item.label]
-        assert item.classname in item.impath
+import datasets  # noqa: F401  (registers the readers)
+from proxyfda.dassl import DATASET_REGISTRY, get_cfg_default
+from proxyfda.utils.errors import BadValue
 
 
 def test_reads_the_whole_split_in_file_order(toy_root, Toy):
@@ -85,130 +34,6 @@ def test_paths_may_start_in_the_dataset_folder(toy_root, Toy):
     assert data.image_dir == data.dataset_dir == str(toy_root / "toy")
     cache = json.loads((toy_root / "toy" / "split_fewshot" / "shot_2-seed_1.json").read_text())
     assert cache["train"][0][0].startswith("c4/train_")
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_shots_depend_on_the_seed_of_the_config_only(toy_root, Toy, seed):
-    before = random.getstate()
-    first = names(Toy(make_cfg(toy_root, 2, seed=seed)).train_x)
-    assert random.getstate() == before
-    random.random()
-    (toy_root / "toy" / "split_fewshot" / f"shot_2-seed_{seed}.json").unlink()
-    assert names(Toy(make_cfg(toy_root, 2, seed=seed)).train_x) == first
-    assert names(Toy(make_cfg(toy_root, 2, seed=seed + 10)).train_x) != first
-
-
-def test_without_a_seed_shots_come_from_the_global_stream_uncached(toy_root, Toy):
-    random.seed(1)
-    unseeded = names(Toy(make_cfg(toy_root, 2, seed=-1)).train_x)
-    assert not (toy_root / "toy" / "split_fewshot").exists()
-    assert unseeded == names(Toy(make_cfg(toy_root, 2, seed=1)).train_x)
-
-
-def test_val_has_at_most_four_shots_and_small_classes_give_all(tmp_path, Toy, capsys):
-    split = make_split(classes=2, train=9, val=7)
-    split["train"] = [e for e in split["train"] if e[1] == 1] + [["c0/only.jpg", 0, "name_0"]]
-    write_images(tmp_path / "toy" / "images", split)
-    (tmp_path / "toy" / "split.json").write_text(json.dumps(split))
-    data = Toy(make_cfg(tmp_path, 8))
-    assert [item.label for item in data.train_x] == [1] * 8 + [0]
-    assert [item.label for item in data.val] == [1] * 4 + [0] * 4
-    assert "1 classes have fewer than 8 training images, the first is 'name_0' with 1" in (
-        capsys.readouterr().out
-    )
-
-
-class TestCache:
-    @pytest.fixture
-    def path(self, toy_root, Toy):
-        self.before = names(Toy(make_cfg(toy_root, 2)).train_x)
-        return toy_root / "toy" / "split_fewshot" / "shot_2-seed_1.json"
-
-    def test_holds_relative_paths_and_moves_with_the_data(self, path, toy_root, Toy, capsys):
-        assert str(toy_root) not in path.read_text()
-        moved = toy_root / "elsewhere"
-        moved.mkdir()
-        (toy_root / "toy").rename(moved / "toy")
-        capsys.readouterr()
-        data = Toy(make_cfg(moved, 2))
-        assert names(data.train_x) == self.before
-        assert all(Path(item.impath).is_file() for item in data.train_x)
-        assert "Loading preprocessed few-shot data" in capsys.readouterr().out
-
-    def test_nothing_partial_is_left(self, path):
-        assert os.listdir(path.parent) == [path.name]
-
-    def test_is_readable_for_others_as_any_file(self, path, toy_root):
-        other = toy_root / "plain"
-        other.touch()
-        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"",
-            b"{",
-            b"\xff\xfe\x00",
-            b"[]",
-            b'{"format": 1}',
-            b"null",
-        ],
-        ids=["empty", "truncated", "binary", "list", "no-checksum", "null"],
-    )
-    def test_corrupt_is_replaced_with_a_line(self, path, toy_root, Toy, capsys, content):
-        good = path.read_bytes()
-        path.write_bytes(content)
-        capsys.readouterr()
-        assert names(Toy(make_cfg(toy_root, 2)).train_x) == self.before
-        assert f"Few-shot cache {path} is not used" in capsys.readouterr().out
-        assert path.read_bytes() == good
-
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            lambda cache: cache["train"].pop(),
-            lambda cache: cache["train"].append(cache["train"][0]),
-            lambda cache: cache["train"].__setitem__(0, cache["train"][1]),
-            lambda cache: cache["train"][0].__setitem__(0, "c9/other.jpg"),
-            lambda cache: cache["val"][0].__setitem__(1, 3),
-            lambda cache: cache.pop("val"),
-        ],
-        ids=["one-less", "one-more", "twice", "unknown-image", "other-label", "no-val"],
-    )
-    def test_damaged_lists_are_not_used(self, path, toy_root, Toy, damage):
-        cache = json.loads(path.read_text())
-        damage(cache)
-        path.write_text(json.dumps(cache))
-        assert names(Toy(make_cfg(toy_root, 2)).train_x) == self.before
-
-    def test_of_another_split_is_replaced(self, path, toy_root, Toy, capsys):
-        split = make_split()
-        split["train"] = split["train"][::-1]
-        (toy_root / "toy" / "split.json").write_text(json.dumps(split))
-        capsys.readouterr()
-        after = names(Toy(make_cfg(toy_root, 2)).train_x)
-        assert "it was drawn from another split" in capsys.readouterr().out
-        path.unlink()
-        assert names(Toy(make_cfg(toy_root, 2)).train_x) == after
-
-    def test_where_nothing_can_be_written_the_run_goes_on(self, path, toy_root, Toy, capsys):
-        path.unlink()
-        path.parent.rmdir()
-        path.parent.write_text("a file where the folder should be")
-        capsys.readouterr()
-        assert names(Toy(make_cfg(toy_root, 2)).train_x) == self.before
-        assert "Few-shot cache not written" in capsys.readouterr().out
-
-    def test_a_failed_write_leaves_nothing(self, path, toy_root, Toy, monkeypatch, capsys):
-        path.unlink()
-
-        def full(*args):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "replace", full)
-        assert names(Toy(make_cfg(toy_root, 2)).train_x) == self.before
-        assert os.listdir(path.parent) == []
-        assert "No space left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("classes, base", [(2, 1), (3, 2), (5, 3), (11, 6)])
@@ -264,7 +89,9 @@ class TestBadInput:
             Toy(make_cfg(""))
 
     def test_missing_root(self, tmp_path, Toy):
-        with pytest.raises(FileNotFoundError, match="data root .*nowhere is no folder; .* --root"):
+        with pytest.raises(
+            FileNotFoundError, match="data root .*nowhere is not a folder; .* --root"
+        ):
             Toy(make_cfg(tmp_path / "nowhere"))
 
     @pytest.mark.parametrize(
@@ -338,7 +165,7 @@ class TestBadInput:
         with pytest.raises(ValueError) as error:
             Toy(make_cfg(toy_root))
         message = str(error.value)
-        assert message.startswith(f"{path} is no valid split file ({fault}")
+        assert message.startswith(f"{path} is not a valid split file ({fault}")
         assert message.endswith("; fetch or make it again")
 
 
@@ -348,24 +175,27 @@ def test_a_declaration_without_split_file(toy_root, Toy):
         Toy(make_cfg(toy_root))
 
 
-class TestMissingFiles:
-    def test_one_listing_per_folder(self, tmp_path, monkeypatch):
-        write_images(tmp_path, {"x": [[f"{d}/{i}.jpg", 0, ""] for d in "ab" for i in range(20)]})
-        paths = [str(tmp_path / path) for path in files_below(tmp_path)]
-        looked, scandir = [], os.scandir
-        monkeypatch.setattr(os, "scandir", lambda folder: looked.append(folder) or scandir(folder))
-        monkeypatch.setattr(os.path, "isfile", lambda path: pytest.fail("a stat per image"))
-        assert find_files(paths) == ({}, [])
-        assert looked == [str(tmp_path / "a"), str(tmp_path / "b")]
+class TestTemplate:
+    @pytest.mark.parametrize("template", ["a toy", "{} or {}", "{} {extra}", None])
+    def test_of_a_declaration_is_checked(self, toy_root, Toy, template):
+        Toy.template = template
+        with pytest.raises(BadValue, match="Toy: template is .* needs one {} for the class name"):
+            Toy(make_cfg(toy_root))
 
-    def test_folders_and_dangling_links_are_no_files(self, tmp_path):
-        (tmp_path / "folder.jpg").mkdir()
-        (tmp_path / "real.jpg").touch()
-        (tmp_path / "link.jpg").symlink_to("real.jpg")
-        (tmp_path / "dangling.jpg").symlink_to("gone.jpg")
-        paths = [str(tmp_path / f"{n}.jpg") for n in ("folder", "real", "link", "dangling")]
-        assert find_files([*paths, str(tmp_path / "no" / "x.jpg")])[1] == [
-            paths[0],
-            paths[3],
-            str(tmp_path / "no" / "x.jpg"),
-        ]
+
+class TestOptions:
+    def test_are_added_where_the_config_lacks_them(self, toy_root, Toy):
+        cfg = get_cfg_default()
+        Toy.extend_cfg(cfg)
+        assert cfg.DATASET.SUBSAMPLE_CLASSES == "all"
+        cfg.DATASET.SUBSAMPLE_CLASSES = "new"
+        Toy.extend_cfg(cfg)
+        assert cfg.DATASET.SUBSAMPLE_CLASSES == "new"
+        cfg.DATASET.ROOT, cfg.SEED = str(toy_root), 1
+        assert Toy(cfg).classnames == ["name_3", "name_4"]
+
+    def test_every_registered_reader_of_ours_adds_them(self):
+        for name in ("ImageNet", "OxfordPets", "ImageFolder", "BundledFruits"):
+            cfg = get_cfg_default()
+            DATASET_REGISTRY.get(name).extend_cfg(cfg)
+            assert cfg.DATASET.SUBSAMPLE_CLASSES == "all"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from dataset_trees import make_cfg, make_tree, names
 
-from datasets.split import Entry
+from datasets.entry import Entry
 from datasets.upstream_cache import read_upstream_cache
 from proxyfda.dassl import DATASET_REGISTRY
 
@@ -104,7 +104,7 @@ class TestOfAnotherSplit:
     def test_other_shots(self, pets, tmp_path, capsys):
         pets.rename(pets.with_name("shot_4-seed_1.pkl"))
         read("OxfordPets", tmp_path, 4)
-        assert "(its train list has not 4 images per class)" in capsys.readouterr().out
+        assert "(its train list does not have 4 images per class)" in capsys.readouterr().out
 
 
 def _as_json(pickled, split_file):
