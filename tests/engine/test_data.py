@@ -122,8 +122,8 @@ def test_transforms_off(capsys):
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"TRANSFORMS": ("random_flop",)}, 'did you mean "random_flip"'),
-        ({"INTERPOLATION": "cubic"}, 'did you mean "bicubic"'),
+        ({"TRANSFORMS": ("random_flop",)}, "did you mean 'random_flip'"),
+        ({"INTERPOLATION": "cubic"}, "did you mean 'bicubic'"),
     ],
 )
 def test_unknown_transforms(inputs, words):
