@@ -30,6 +30,7 @@ import datasets  # noqa: F401  (registers the readers)
 import trainers  # noqa: F401  (registers the trainers)
 from proxyfda.dassl import (
     ENGINE,
+    TRAINER_REGISTRY,
     announce_engine,
     build_trainer,
     collect_env_info,
@@ -53,41 +54,11 @@ _FREE_KEYS = (
 
 def extend_cfg(cfg):
     """Add the options of this repository to Dassl's defaults."""
-    cfg.MODEL.BACKBONE.WEIGHTS = "openai"  # an open_clip tag, or a local file
-    cfg.MODEL.BACKBONE.GRAD_CHECKPOINTING = False  # less memory for a second forward per step
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-
-    cfg.TRAINER.COOP = CfgNode()
-    cfg.TRAINER.COOP.N_CTX = 16  # number of context tokens
-    cfg.TRAINER.COOP.CSC = False  # class-specific context
-    cfg.TRAINER.COOP.CTX_INIT = ""  # initial words
-    cfg.TRAINER.COOP.PREC = "fp16"  # fp16, fp32 or amp
-    cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle or front
-
-    cfg.TRAINER.COCOOP = CfgNode()
-    cfg.TRAINER.COCOOP.N_CTX = 16  # number of context tokens
-    cfg.TRAINER.COCOOP.CTX_INIT = ""  # initial words
-    cfg.TRAINER.COCOOP.PREC = "fp16"  # fp16, fp32 or amp
-    cfg.TRAINER.COCOOP.MAX_MEMORY = 4.0  # GiB for the text encoder's activations
-
-    cfg.TRAINER.MAPLE = CfgNode()
-    cfg.TRAINER.MAPLE.N_CTX = 2  # number of context tokens on both sides
-    cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # initial words, used up to 4 tokens
-    cfg.TRAINER.MAPLE.PREC = "fp16"  # fp16, fp32 or amp
-    cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # layers with prompts; 1: the input alone
-
-    cfg.TRAINER.PROMPTSRC = CfgNode()
-    cfg.TRAINER.PROMPTSRC.N_CTX_VISION = 4  # number of visual prompt tokens
-    cfg.TRAINER.PROMPTSRC.N_CTX_TEXT = 4  # number of text prompt tokens
-    cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"  # initial words, used up to 4 tokens
-    cfg.TRAINER.PROMPTSRC.PREC = "fp16"  # fp16, fp32 or amp
-    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION = 9  # layers with visual prompts
-    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT = 9  # layers with text prompts
-    cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0  # consistency of text features
-    cfg.TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT = 10.0  # consistency of image features
-    cfg.TRAINER.PROMPTSRC.GPA_MEAN = 15.0  # epoch at the middle of the Gaussian weights
-    cfg.TRAINER.PROMPTSRC.GPA_STD = 1.0  # their spread in epochs
-
+    for name in TRAINER_REGISTRY.registered_names():
+        trainer = TRAINER_REGISTRY.get(name)
+        if hasattr(trainer, "extend_cfg"):  # not so those of an installed Dassl
+            trainer.extend_cfg(cfg)
     proxyfda.extend_cfg(cfg)
 
 

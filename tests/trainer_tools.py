@@ -1,10 +1,18 @@
-"""For the trainers' tests: a batch, its logits, checkpoints where a trainer looks for them."""
+"""For the trainers' tests: a batch, a step, logits, checkpoints where a trainer looks for them."""
 
 from pathlib import Path
 
 import torch
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def one_step(trainer, batch=None):
+    """One training step in the middle of an epoch; its values as numbers."""
+    trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 9
+    batch = batch or {"img": IMAGES, "label": torch.arange(4)}
+    summary = trainer.forward_backward(batch)
+    return {name: float(value) for name, value in summary.items()}
 
 
 def logits(trainer):

@@ -8,12 +8,14 @@ it (:meth:`PromptTrainer.build_prompt_learner`); one with further loss terms ove
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from yacs.config import CfgNode
 
 from proxyfda.anchors.host_weights import DEFAULT_TEMPLATE
 from proxyfda.backbones.clip import (
@@ -45,6 +47,13 @@ def dataset_template(dataset) -> str:
 def unit(features: Tensor) -> Tensor:
     """Features of length 1, in fp32: half precision loses too much in the square sum."""
     return F.normalize(features.float(), dim=-1)
+
+
+def add_options(node: CfgNode, defaults: dict[str, object]) -> None:
+    """Add to a config node the options that it does not have yet."""
+    for name, default in defaults.items():
+        if name not in node:
+            node[name] = default
 
 
 class PromptLearner(nn.Module):
@@ -153,17 +162,35 @@ class PromptedCLIP(nn.Module):
 
 
 class CLIPTrainer(TrainerX):
-    """Loading CLIP, its precision, frozen features and exact test results.
+    """The options of a trainer, loading CLIP, its precision, and frozen features.
 
     Attributes:
-        config_node: the trainer's node under ``cfg.TRAINER``; its ``PREC`` is the precision.
-        last_result: of the last ``test``: split, accuracy (percent, not rounded), correct, total
-            and macro_f1 (percent).
+        config_node: the trainer's node under ``cfg.TRAINER``.
+        defaults: the options in that node with their defaults; ``PREC``, the precision, is one.
+        learns: whether there is something to train, and so for FDA to act on.
     """
 
     config_node = ""
-    last_result: dict | None = None
+    defaults: dict[str, object] = {}
+    learns = True
     _frozen_text: Tensor | None = None
+
+    @classmethod
+    def extend_cfg(cls, cfg) -> None:
+        """Add the trainer's options with their defaults; what is there already stays.
+
+        Args:
+            cfg: Dassl's defaults, not frozen.
+        """
+        add_options(
+            cfg.MODEL.BACKBONE,
+            {
+                "WEIGHTS": "openai",  # an open_clip tag, or a local file
+                "GRAD_CHECKPOINTING": False,  # less memory for a second forward pass per step
+            },
+        )
+        add_options(cfg.TRAINER, {cls.config_node: CfgNode()})
+        add_options(cfg.TRAINER[cls.config_node], cls.defaults)
 
     @property
     def options(self):
@@ -174,7 +201,8 @@ class CLIPTrainer(TrainerX):
         if self.config_node not in cfg.TRAINER:
             raise BadValue(
                 f"the config has no node TRAINER.{self.config_node}, which "
-                f"{type(self).__name__} reads; add it in extend_cfg as train.py does."
+                f"{type(self).__name__} reads; call {type(self).__name__}.extend_cfg(cfg) when "
+                "the config is made."
             )
         prec = cfg.TRAINER[self.config_node].PREC
         if prec not in PRECISIONS:
@@ -189,16 +217,16 @@ class CLIPTrainer(TrainerX):
         Raises:
             ValueError: also if INPUT.SIZE is not what the image encoder takes.
         """
-        backbone, cfg = self.cfg.MODEL.BACKBONE, self.cfg
+        cfg, backbone = self.cfg, self.cfg.MODEL.BACKBONE
         self.precision = resolve_precision(self.options.PREC, self.device)
         print(f"Loading CLIP (backbone: {backbone.NAME})")
         clip = load_clip(
             backbone.NAME,
-            backbone.get("WEIGHTS", "openai"),
+            backbone.WEIGHTS,
             precision=self.precision,
             device=self.device,
         )
-        clip.set_grad_checkpointing(backbone.get("GRAD_CHECKPOINTING", False))
+        clip.set_grad_checkpointing(backbone.GRAD_CHECKPOINTING)
         size = ImageEncoder(clip).image_size
         if size and tuple(cfg.INPUT.SIZE) != (size, size):
             raise BadValue(
@@ -231,26 +259,7 @@ class CLIPTrainer(TrainerX):
         return torch.autocast(self.device.type, dtype=torch.float16)
 
     def parse_batch_train(self, batch):
-        return batch["img"].to(self.device), batch["label"].to(self.device)
-
-    @torch.no_grad()
-    def test(self, split=None):
-        evaluate, results = self.evaluator.evaluate, {}
-        # The engine's test returns the first figure alone.
-        self.evaluator.evaluate = lambda: results.update(evaluate()) or results
-        try:
-            value = super().test(split)
-        finally:
-            del self.evaluator.evaluate
-        split = split or self.cfg.TEST.SPLIT
-        self.last_result = {
-            "split": split if split == "val" and self.val_loader is not None else "test",
-            "accuracy": 100.0 * self.evaluator._correct / self.evaluator._total,
-            "correct": int(self.evaluator._correct),
-            "total": int(self.evaluator._total),
-            "macro_f1": float(results["macro_f1"]),
-        }
-        return value
+        return self.parse_batch_test(batch)
 
 
 class PromptTrainer(CLIPTrainer):
@@ -290,8 +299,8 @@ class PromptTrainer(CLIPTrainer):
         logits = self.model(images)
         return {"loss": F.cross_entropy(logits, labels)}, logits
 
-    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Further values for the log line."""
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Further values for the log line, tensors of one element."""
         return {}
 
     # -- building and training ------------------------------------------------------------------
@@ -316,7 +325,6 @@ class PromptTrainer(CLIPTrainer):
         images, labels = self.parse_batch_train(batch)
         with self.autocast():
             terms, logits = self.loss_terms(images, labels)
-        self.check_finite(terms)
         self.model_zero_grad()
         if self.scaler is None:
             terms["loss"].backward()
@@ -325,18 +333,21 @@ class PromptTrainer(CLIPTrainer):
             self.scaler.scale(terms["loss"]).backward()
             self.scaler.step(self.optim)
             self.scaler.update()
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        summary = {name: term.item() for name, term in terms.items()}
+        summary = {name: term.detach() for name, term in terms.items()}
         return {**summary, **self.metrics(logits.detach(), labels)}
 
-    def check_finite(self, terms: dict[str, Tensor]) -> None:
-        """Raise FloatingPointError, with epoch, batch and terms, for a loss that is no number."""
-        if not torch.isfinite(terms["loss"]):
-            values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+    def end_of_epoch(self):
+        super().end_of_epoch()
+        self.update_lr()
+
+    def check_step(self, batch_idx, values):
+        """Raise FloatingPointError, naming epoch, batch and terms, if the loss is not finite."""
+        super().check_step(batch_idx, values)
+        if not math.isfinite(values["loss"]):
+            terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise NotFinite(
-                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batch_idx + 1} "
-                f"({values}); lower OPTIM.LR or set TRAINER.{self.config_node}.PREC fp32."
+                f"the loss is not finite in epoch {self.epoch + 1}, batch {batch_idx + 1} "
+                f"({terms}); lower OPTIM.LR or set TRAINER.{self.config_node}.PREC fp32."
             )
 
     # -- checkpoints ----------------------------------------------------------------------------

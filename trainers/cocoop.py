@@ -161,6 +161,12 @@ class CoCoOp(PromptTrainer):
     """Conditional context optimisation; options under ``TRAINER.COCOOP``."""
 
     config_node = "COCOOP"
+    defaults = {
+        "N_CTX": 16,  # number of context tokens
+        "CTX_INIT": "",  # initial words; they set the number of tokens
+        "PREC": "fp16",  # fp16, fp32 or amp
+        "MAX_MEMORY": 4.0,  # GiB for the text encoder's activations
+    }
     minima = {"N_CTX": 1}
 
     def check_cfg(self, cfg):

@@ -57,6 +57,13 @@ class CoOp(PromptTrainer):
     """Context optimisation; options under ``TRAINER.COOP``."""
 
     config_node = "COOP"
+    defaults = {
+        "N_CTX": 16,  # number of context tokens
+        "CSC": False,  # a context for each class
+        "CTX_INIT": "",  # initial words; they set the number of tokens
+        "PREC": "fp16",  # fp16, fp32 or amp
+        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+    }
     minima = {"N_CTX": 1}
 
     def check_cfg(self, cfg):
@@ -80,7 +87,7 @@ class CoOp(PromptTrainer):
         )
 
     def metrics(self, logits, labels):
-        return {"acc": compute_accuracy(logits, labels)[0].item()}
+        return {"acc": compute_accuracy(logits, labels)[0]}
 
     def misfit_remedy(self, state):
         ours, theirs = state.wanted["ctx"].shape, state.given.get("ctx", torch.empty(0)).shape

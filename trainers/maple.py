@@ -61,6 +61,12 @@ class MaPLe(DeepPromptTrainer):
     """Multi-modal prompt learning; options under ``TRAINER.MAPLE``."""
 
     config_node = "MAPLE"
+    defaults = {
+        "N_CTX": 2,  # number of context tokens on both sides
+        "CTX_INIT": "a photo of a",  # initial words, used up to 4 tokens
+        "PREC": "fp16",  # fp16, fp32 or amp
+        "PROMPT_DEPTH": 9,  # layers with prompts; 1: the input alone
+    }
     model_name = "MultiModalPromptLearner"
     minima = {"N_CTX": 1, "PROMPT_DEPTH": 1}
     depths = {"PROMPT_DEPTH": ("text", "image")}

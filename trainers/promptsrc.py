@@ -172,6 +172,18 @@ class PromptSRC(DeepPromptTrainer):
     """
 
     config_node = "PROMPTSRC"
+    defaults = {
+        "N_CTX_VISION": 4,  # number of visual prompt tokens
+        "N_CTX_TEXT": 4,  # number of text prompt tokens
+        "CTX_INIT": "a photo of a",  # initial words, used up to 4 tokens
+        "PREC": "fp16",  # fp16, fp32 or amp
+        "PROMPT_DEPTH_VISION": 9,  # layers with visual prompts
+        "PROMPT_DEPTH_TEXT": 9,  # layers with text prompts
+        "TEXT_LOSS_WEIGHT": 25.0,  # consistency of text features
+        "IMAGE_LOSS_WEIGHT": 10.0,  # consistency of image features
+        "GPA_MEAN": 15.0,  # epoch at the middle of the Gaussian weights
+        "GPA_STD": 1.0,  # their spread in epochs
+    }
     model_name = "VLPromptLearner"
     minima = {
         "N_CTX_TEXT": 1,
@@ -252,15 +264,13 @@ class PromptSRC(DeepPromptTrainer):
 
     def forward_backward(self, batch):
         try:
-            summary = super().forward_backward(batch)
+            return super().forward_backward(batch)
         finally:
             self._seen = None
-        if self.batch_idx + 1 == self.num_batches:
-            self.end_epoch()
-        return summary
 
-    def end_epoch(self) -> None:
+    def end_of_epoch(self):
         """Add the epoch to the running sum; after the last one, put the average in its place."""
+        super().end_of_epoch()
         learner = self.model.prompt_learner
         average = self.aggregation.add(learner.state_dict())
         if average is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from proxyfda.backbones.clip import ImageEncoder, TextEncoder, plain_name
 from proxyfda.dassl import TRAINER_REGISTRY
 from trainers.base import CLIPTrainer, dataset_template, unit
+from trainers.coop import CoOp
 
 
 class ZeroshotModel(nn.Module):
@@ -38,10 +39,12 @@ class ZeroshotModel(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(CLIPTrainer):
-    """CLIP with the dataset's prompt; the precision is ``TRAINER.COOP.PREC``, as zero-shot runs
-    take CoOp's configs."""
+    """CLIP with the dataset's prompt; the precision is CoOp's option, as zero-shot runs take
+    CoOp's configs."""
 
-    config_node = "COOP"
+    config_node = CoOp.config_node
+    defaults = {"PREC": CoOp.defaults["PREC"]}
+    learns = False
 
     def templates(self) -> list:
         """Functions from a class name to a prompt."""

@@ -12,9 +12,9 @@ import shutil
 import torch
 
 from proxyfda.utils.errors import BadValue, NotFound, Unusable
+from proxyfda.utils.files import write_atomically, write_text
 
 from .optim import fast_forward, steps_taken
-from .utils import mkdir_if_missing
 
 BEST = "model-best.pth.tar"
 POINTER = "checkpoint"  # its one line names the file saved last
@@ -77,19 +77,12 @@ def load_checkpoint(fpath):
         ) from error
 
 
-def _write_atomically(target, write):
-    """Call `write(temporary name)`, then move the file over `target` in one step."""
-    write(f"{target}.tmp")
-    os.replace(f"{target}.tmp", target)
-
-
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
     """Save `state` (with keys state_dict and epoch) as `model_name` or model.pth.tar-<epoch>.
 
     The pointer file follows once the checkpoint is in place; an interruption at any moment leaves
     the previous one valid.
     """
-    mkdir_if_missing(save_dir)
     if remove_module_from_keys:
         weights = {
             key[len("module.") :] if key.startswith("module.") else key: value
@@ -99,16 +92,12 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     model_name = model_name or f"model.pth.tar-{state['epoch']}"
     fpath = os.path.join(save_dir, model_name)
 
-    def write_pointer(path):
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(f"{model_name}\n")
-
-    _write_atomically(fpath, lambda path: torch.save(state, path))
+    write_atomically(fpath, lambda path: torch.save(state, path))
     print(f"Checkpoint saved to {fpath}")
-    _write_atomically(os.path.join(save_dir, POINTER), write_pointer)
+    write_text(os.path.join(save_dir, POINTER), f"{model_name}\n")
     if is_best:
         best = os.path.join(save_dir, BEST)
-        _write_atomically(best, lambda path: shutil.copyfile(fpath, path))
+        write_atomically(best, lambda path: shutil.copyfile(fpath, path))
         print(f'Best checkpoint saved to "{best}"')
 
 

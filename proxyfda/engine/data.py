@@ -253,6 +253,26 @@ class DatasetWrapper(torch.utils.data.Dataset):
         return output
 
 
+class EvaluationLoader(DataLoader):
+    """A DataLoader that keeps its workers, if it has any, from one evaluation to the next.
+
+    For new workers torch draws a seed from the global generator, for kept ones it draws none. Here
+    every iteration draws one, so that the training that goes on after an evaluation gets the same
+    batches and augmentation as with new workers.
+    """
+
+    def __init__(self, dataset, num_workers=0, **options):
+        keep = num_workers > 0
+        super().__init__(dataset, num_workers=num_workers, persistent_workers=keep, **options)
+        self._has_workers = False
+
+    def __iter__(self):
+        if self._has_workers:
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        self._has_workers = self.persistent_workers
+        return super().__iter__()
+
+
 def build_data_loader(
     cfg,
     sampler_type="SequentialSampler",
@@ -266,6 +286,10 @@ def build_data_loader(
 ):
     """A DataLoader over a list of Datum; in training an incomplete last batch is dropped.
 
+    Workers are kept between evaluations. In training every epoch has new ones, since augmentation
+    follows from the seed that new workers are given: kept ones would go on with their own random
+    numbers, and a resumed run, whose workers are new, would differ from one without interruption.
+
     `n_domain` and `n_ins` belong to Dassl's signature and to samplers that are not here.
     """
     if not data_source:
@@ -273,7 +297,7 @@ def build_data_loader(
         raise BadValue(f"{cfg.DATASET.NAME}: the {split} split holds no image")
     samplers = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
     check_availability(sampler_type, samplers, "sampler")
-    return DataLoader(
+    return (DataLoader if is_train else EvaluationLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=samplers[sampler_type](data_source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import OrderedDict, defaultdict
 
@@ -59,11 +60,12 @@ class Classification(EvaluatorBase):
 
     def process(self, mo, gt):
         """Add a batch: logits `mo` [B, C] and labels `gt` [B]."""
-        pred = mo.max(1)[1]
-        self._correct += int((pred == gt).sum())
-        self._total += gt.shape[0]
-        self._y_true.extend(gt.tolist())
-        self._y_pred.extend(pred.tolist())
+        # Both in one transfer: each one waits for the device.
+        labels, predictions = torch.stack([gt, mo.max(1)[1]]).tolist()
+        self._correct += sum(map(operator.eq, labels, predictions))
+        self._total += len(labels)
+        self._y_true.extend(labels)
+        self._y_pred.extend(predictions)
 
     def evaluate(self):
         """Print the report; return accuracy, error_rate, macro_f1 (and perclass_accuracy)."""

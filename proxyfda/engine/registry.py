@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.suggest import did_you_mean
 
 
 def check_availability(requested, available, what="name"):
     """Raise ValueError, listing what there is and guessing what was meant, for an unknown name."""
     if requested in available:
         return
-    by_lower = {name.lower(): name for name in available}
-    close = get_close_matches(str(requested).lower(), by_lower, n=1)
-    guess = f'; did you mean "{by_lower[close[0]]}"?' if close else ""
     names = ", ".join(sorted(available)) or "nothing (no module that registers one was imported)"
-    raise BadValue(f'Unknown {what} "{requested}": available are {names}{guess}')
+    raise BadValue(
+        f"Unknown {what} {requested!r}{did_you_mean(requested, available)}: available are {names}"
+    )
 
 
 class Registry:

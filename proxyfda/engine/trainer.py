@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import shutil
 import time
@@ -10,9 +11,9 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from proxyfda.utils.errors import BadModel, BadValue, NotFinite
+from proxyfda.utils.files import write_atomically
 
 from .checkpoint import (
     BEST,
@@ -24,9 +25,10 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .data import DataManager
+from .loops import EpochLoop, EvaluationLoop
 from .optim import scheduler_state
 from .registry import build_evaluator, check_availability
-from .utils import AverageMeter, MetricMeter, get_rng_state, mkdir_if_missing, set_rng_state
+from .utils import get_rng_state, mkdir_if_missing, set_rng_state
 
 
 class TrainerBase:
@@ -253,11 +255,11 @@ class TrainerBase:
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
 
-class SimpleTrainer(TrainerBase):
+class SimpleTrainer(EvaluationLoop, TrainerBase):
     """Builds data, model and evaluator from the config; saves, resumes and tests.
 
     Attributes: cfg, device, output_dir, dm, train_loader_x, val_loader, test_loader, num_classes,
-    lab2cname, evaluator, best_result, epoch, start_epoch, max_epoch.
+    lab2cname, evaluator, best_result, last_result, epoch, start_epoch, max_epoch.
     """
 
     def __init__(self, cfg):
@@ -311,8 +313,7 @@ class SimpleTrainer(TrainerBase):
             source = os.path.join(directory, name, BEST)
             target = os.path.join(self.output_dir, name, BEST)
             if os.path.isfile(source) and not os.path.exists(target):
-                mkdir_if_missing(os.path.dirname(target))
-                shutil.copyfile(source, target)
+                write_atomically(target, functools.partial(shutil.copyfile, source))
 
     def after_epoch(self):
         done = self.epoch + 1
@@ -338,69 +339,14 @@ class SimpleTrainer(TrainerBase):
         print(f"Elapsed: {elapsed}")
         self.close_writer()
 
-    @torch.no_grad()
-    def test(self, split=None):
-        """Evaluate on `split` (TEST.SPLIT by default; test where there is no val) in eval mode.
-
-        Returns the evaluator's first result, the accuracy in per cent.
-        """
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        check_availability(split, ["val", "test"], "TEST.SPLIT")
-        if self.val_loader is None:
-            split = "test"
-        print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(self.val_loader if split == "val" else self.test_loader):
-            input, label = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(input), label)
-        results = self.evaluator.evaluate()
-        for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
-        return next(iter(results.values()))
-
     def model_inference(self, input):
         return self.model(input)
 
-    def parse_batch_test(self, batch):
-        return batch["img"].to(self.device), batch["label"].to(self.device)
 
-
-class TrainerX(SimpleTrainer):
-    """A trainer on labelled images; subclasses define build_model and forward_backward.
-
-    During an epoch `batch_idx` and `num_batches` tell where it stands.
-    """
-
-    def run_epoch(self):
-        self.set_model_mode("train")
-        losses = MetricMeter()
-        batch_time, data_time = AverageMeter(), AverageMeter()
-        self.num_batches = len(self.train_loader_x)
-        print_freq = self.cfg.TRAIN.PRINT_FREQ
-        end = time.time()
-        for self.batch_idx, batch in enumerate(self.train_loader_x):  # noqa: B020
-            data_time.update(time.time() - end)
-            losses.update(self.forward_backward(batch))
-            batch_time.update(time.time() - end)
-            lr = self.get_current_lr()
-            if (self.batch_idx + 1) % print_freq == 0 or self.num_batches < print_freq:
-                left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-                print(
-                    f"epoch [{self.epoch + 1}/{self.max_epoch}]",
-                    f"batch [{self.batch_idx + 1}/{self.num_batches}]",
-                    f"time {batch_time.val:.3f} ({batch_time.avg:.3f})",
-                    f"data {data_time.val:.3f} ({data_time.avg:.3f})",
-                    losses,
-                    f"lr {lr:.4e}",
-                    f"eta {datetime.timedelta(seconds=int(batch_time.avg * left))}",
-                )
-            step = self.epoch * self.num_batches + self.batch_idx
-            for name, meter in losses.meters.items():
-                self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", lr, step)
-            end = time.time()
+class TrainerX(EpochLoop, SimpleTrainer):
+    """A trainer on labelled images; subclasses define build_model and forward_backward."""
 
     def parse_batch_train(self, batch):
         """Images [B, 3, H, W], labels [B] and domains [B] on the trainer's device."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        keys = ("img", "label", "domain")
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in keys)

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from proxyfda.utils.errors import BadType, BadValue
+from proxyfda.utils.files import write_text
 
 
 def mkdir_if_missing(dirname):
@@ -35,9 +36,7 @@ def read_json(fpath):
 
 def write_json(obj, fpath):
     """Write `obj` as JSON indented by four spaces, making the folder if need be."""
-    mkdir_if_missing(os.path.dirname(fpath))
-    with open(fpath, "w", encoding="utf-8") as f:
-        json.dump(obj, f, indent=4)
+    write_text(fpath, json.dumps(obj, indent=4))
 
 
 def set_random_seed(seed):
@@ -170,8 +169,7 @@ class MetricMeter:
             return
         if not isinstance(input_dict, dict):
             raise BadType(
-                "forward_backward must return a dict of metrics or None, "
-                f"not a {type(input_dict).__name__}"
+                f"MetricMeter takes a dict of metrics or None, not a {type(input_dict).__name__}"
             )
         for name, value in input_dict.items():
             self.meters[name].update(value)

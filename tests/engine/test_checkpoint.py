@@ -167,8 +167,33 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint(fails_at, tmp_path,
             save_checkpoint({**weights, "epoch": 1}, tmp_path)
     assert (tmp_path / "checkpoint").read_text() == "model.pth.tar-1\n"
     assert load_checkpoint(tmp_path / "model.pth.tar-1")["epoch"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "model.pth.tar-1"}
     save_checkpoint({**weights, "epoch": 2}, tmp_path)
     assert load_checkpoint(find_checkpoint(tmp_path.parent, tmp_path.name))["epoch"] == 2
+
+
+def test_the_pointer_is_written_once_the_checkpoint_is_in_place(tmp_path, monkeypatch):
+    moved, replace = [], os.replace
+
+    def recorded(source, target):
+        moved.append(pathlib.Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recorded)
+    save_checkpoint({"state_dict": {}, "epoch": 3}, tmp_path, is_best=True)
+    assert moved == ["model.pth.tar-3", "checkpoint", "model-best.pth.tar"]
+
+
+def test_what_a_killed_process_left_behind_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "prompt_learner"
+    save_checkpoint({"state_dict": {}, "epoch": 1}, folder)
+    (folder / "model.pth.tar-2.0123abcd.tmp").write_bytes(b"half")
+    (folder / "model-best.pth.tar.0123abcd.tmp").write_bytes(b"half")
+    found = find_checkpoint(tmp_path, "prompt_learner")
+    assert found == str(folder / "model.pth.tar-1")
+    with pytest.raises(FileNotFoundError, match=r"\(there: model.pth.tar-1\)"):
+        find_checkpoint(tmp_path, "prompt_learner", 2)
+    assert resume_from_checkpoint(folder, torch.nn.Sequential()) == 1
 
 
 def test_saving_strips_the_data_parallel_prefix_and_copies_the_best(tmp_path):
@@ -209,7 +234,7 @@ def test_pretrained_weights_load_where_they_fit(tmp_path):
         load_pretrained_weights(model, path)
 
 
-def test_a_checkpoint_of_another_model_is_told_in_one_sentence(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
     save_checkpoint({"state_dict": {"other": torch.ones(1)}, "epoch": 1}, tmp_path)
     with pytest.raises(ValueError, match="do not fit the model") as caught:
         resume_from_checkpoint(tmp_path, torch.nn.Linear(2, 2))

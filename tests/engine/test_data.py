@@ -1,6 +1,7 @@
 """Sampling, transforms, loaders, unreadable images, and what a seed determines."""
 
 import json
+import os
 import pathlib
 import random
 from types import SimpleNamespace
@@ -122,8 +123,8 @@ def test_transforms_off(capsys):
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"TRANSFORMS": ("random_flop",)}, 'did you mean "random_flip"'),
-        ({"INTERPOLATION": "cubic"}, 'did you mean "bicubic"'),
+        ({"TRANSFORMS": ("random_flop",)}, "did you mean 'random_flip'"),
+        ({"INTERPOLATION": "cubic"}, "did you mean 'bicubic'"),
     ],
 )
 def test_unknown_transforms(inputs, words):
@@ -177,6 +178,53 @@ def test_a_seed_determines_order_and_augmentation(items, workers):
     torch.rand(7)
     set_rng_state(state)
     assert same(epoch_of(cfg, items), second)
+
+
+class WithProcess(DatasetWrapper):
+    """Also says which process has read the image."""
+
+    def __getitem__(self, idx):
+        return {**super().__getitem__(idx), "process": os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_keeps_its_workers_and_leaves_training_as_it_was(items, workers):
+    """As it was with an ordinary loader, whose workers are new in every evaluation."""
+    cfg = make_cfg()
+    cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_data_loader(
+        cfg, data_source=items, batch_size=4, tfm=build_transform(cfg, False), is_train=False,
+        dataset_wrapper=WithProcess,
+    )  # fmt: skip
+    assert len(loader) == 3  # nothing is dropped
+    ordinary = torch.utils.data.DataLoader(loader.dataset, batch_size=4, num_workers=workers)
+    results, processes = [], []
+    for evaluation in (loader, ordinary):
+        set_random_seed(3)
+        epochs = []
+        for _ in range(3):
+            epochs.append(epoch_of(cfg, items))
+            batches = list(evaluation)
+            epochs.append([(batch["index"], batch["img"]) for batch in batches])
+            processes.append({pid for batch in batches for pid in batch["process"].tolist()})
+        results.append((epochs, get_rng_state()["torch"]))
+    (kept, state), (new, state_new) = results
+    assert all(same(ours, theirs) for ours, theirs in zip(kept, new))
+    assert torch.equal(state, state_new)
+    assert processes[0] == processes[1] == processes[2]
+    if workers:
+        assert not processes[3] & processes[4]
+
+
+def test_training_has_new_workers_in_every_epoch(items):
+    """Kept ones would go on with their random numbers, which a resumed run does not have."""
+    cfg = make_cfg()
+    cfg.DATALOADER.NUM_WORKERS = 1
+    loader = build_data_loader(
+        cfg, data_source=items, tfm=build_transform(cfg), dataset_wrapper=WithProcess
+    )
+    first, second = ({pid.item() for batch in loader for pid in batch["process"]} for _ in "ab")
+    assert not first & second
 
 
 @pytest.mark.parametrize("workers", [0, 1])

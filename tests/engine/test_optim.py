@@ -164,9 +164,9 @@ def test_staged_rates():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"NAME": "sdg"}, 'OPTIM.NAME "sdg".*did you mean "sgd"'),
-        ({"LR_SCHEDULER": "cosin"}, 'did you mean "cosine"'),
-        ({"WARMUP_TYPE": "slow"}, 'OPTIM.WARMUP_TYPE "slow".*constant, linear'),
+        ({"NAME": "sdg"}, "OPTIM.NAME 'sdg'.*did you mean 'sgd'"),
+        ({"LR_SCHEDULER": "cosin"}, "did you mean 'cosine'"),
+        ({"WARMUP_TYPE": "slow"}, "OPTIM.WARMUP_TYPE 'slow'.*constant, linear"),
     ],
 )
 def test_unknown_names(options, words):

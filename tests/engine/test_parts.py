@@ -68,19 +68,19 @@ def test_registry():
     with pytest.raises(KeyError, match="already"):
         registry.register(CoOp)
     registry.register(CoOp, force=True)
-    expected = 'Unknown trainer "coop": available are CoOp, ZeroshotCLIP; did you mean "CoOp"?'
+    expected = "Unknown trainer 'coop' (did you mean 'CoOp'?): available are CoOp, ZeroshotCLIP"
     with pytest.raises(ValueError) as caught:
         registry.get("coop")
     assert str(caught.value) == expected
     with pytest.raises(ValueError) as caught:
         registry.get("xyz")
-    assert str(caught.value) == 'Unknown trainer "xyz": available are CoOp, ZeroshotCLIP'
+    assert str(caught.value) == "Unknown trainer 'xyz': available are CoOp, ZeroshotCLIP"
 
 
 def test_unknown_trainer_in_the_config():
     cfg = get_cfg_default()
     cfg.TRAINER.NAME = "NoSuchTrainer"
-    with pytest.raises(ValueError, match='Unknown trainer "NoSuchTrainer"'):
+    with pytest.raises(ValueError, match="Unknown trainer 'NoSuchTrainer'"):
         build_trainer(cfg)
 
 

@@ -1,4 +1,4 @@
-"""The choice of the engine."""
+"""The choice of the engine, and the repairs of an installed Dassl (a stand-in with its faults)."""
 
 import os
 import subprocess
@@ -8,8 +8,25 @@ from pathlib import Path
 import pytest
 
 from proxyfda import dassl as seam
+from proxyfda.dassl import repairs
+from tests.engine import fake_dassl
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def run_with_dassl(tmp_path):
+    """``run(code)``: the lines that code prints in a process where the stand-in is installed."""
+    fake_dassl.write(tmp_path)
+
+    def run(code, **environment):
+        path = os.pathsep.join([str(ROOT), str(tmp_path)])
+        env = {**os.environ, "PYTHONPATH": path, "PROXYFDA_ENGINE": "dassl", **environment}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()
+
+    return run
 
 
 def test_the_embedded_engine_has_every_name_and_leaves_clip_alone():
@@ -55,3 +72,108 @@ class TestWithoutDassl:
         monkeypatch.setenv("PROXYFDA_ENGINE", "dassl")
         with pytest.raises(ImportError, match="install Dassl.pytorch or put its folder on"):
             seam._choose()
+
+
+# -- repairs and adapter --------------------------------------------------------------------
+
+
+def test_an_installed_dassl_is_chosen_repaired_and_adapted(run_with_dassl, tmp_path):
+    for choice in ("dassl", ""):
+        lines = run_with_dassl(
+            """
+from proxyfda import dassl as seam
+from proxyfda.dassl import repairs
+import dassl.engine
+print(seam.ENGINE, issubclass(seam.TrainerX, dassl.engine.TrainerX))
+print(seam.TrainerX.end_of_epoch.__module__, seam.TrainerX.evaluate.__module__)
+print(hasattr(dassl.engine.TrainerX, "end_of_epoch"), seam.TRAINER_REGISTRY is
+      dassl.engine.TRAINER_REGISTRY, seam.SimpleTrainer is dassl.engine.SimpleTrainer)
+seam.announce_engine()
+""",
+            PROXYFDA_ENGINE=choice,
+        )
+        assert lines == [
+            "dassl True",
+            "proxyfda.engine.loops proxyfda.engine.loops",
+            "False True True",
+            f"Engine: dassl 0.0.fake ({tmp_path / 'dassl'}; repaired: warm-up schedules, "
+            "checkpoints and resuming, messages about image files)",
+        ]
+
+
+@pytest.mark.parametrize("installed", [(), ("wilds",), ("wilds", "pandas")], ids=len)
+def test_an_empty_package_stands_in_for_wilds_where_its_imports_are_missing(installed, monkeypatch):
+    name = "dassl.data.datasets.dg.wilds"
+    monkeypatch.setitem(sys.modules, name, None)  # so that it is put back afterwards
+    del sys.modules[name]
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: module in installed or None)
+    repairs.let_dassl_import_without_wilds()
+    assert (name in sys.modules) == (len(installed) < 2)
+
+
+def test_warm_up_schedules_work_again(run_with_dassl):
+    code = """
+import torch
+{line}
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+try:
+    ConstantWarmupScheduler(optimizer)
+    print(optimizer.param_groups[0]["lr"])
+except TypeError:
+    print("broken")
+"""
+    assert run_with_dassl(code.format(line="import proxyfda.dassl")) == ["0.125"]
+    assert run_with_dassl(code.format(line="")) == ["broken"]  # else the test shows nothing
+
+
+def test_every_module_of_dassl_gets_the_repaired_functions(run_with_dassl):
+    """Also those that hold them by name; and a trainer's module that is imported afterwards."""
+    lines = run_with_dassl("""
+import proxyfda.dassl, proxyfda.engine as ours
+import dassl.utils, dassl.engine.trainer, dassl.data.data_manager
+from dassl.utils import load_checkpoint, read_image, resume_from_checkpoint, save_checkpoint
+print(dassl.utils.torchtools.load_checkpoint is dassl.utils.load_checkpoint is load_checkpoint
+      is dassl.engine.trainer.load_checkpoint is ours.load_checkpoint)
+print(dassl.utils.torchtools.save_checkpoint is save_checkpoint
+      is dassl.engine.trainer.save_checkpoint is ours.save_checkpoint)
+print(dassl.utils.torchtools.resume_from_checkpoint is resume_from_checkpoint
+      is dassl.engine.trainer.resume_from_checkpoint is ours.resume_from_checkpoint)
+print(dassl.utils.tools.read_image is read_image is dassl.data.data_manager.read_image
+      is ours.read_image)
+print(dassl.engine.TrainerX.save_model is ours.TrainerBase.save_model,
+      dassl.engine.TrainerX.load_extra_state is ours.TrainerBase.load_extra_state)
+try:
+    dassl.data.datasets.Datum("nowhere.jpg")
+except FileNotFoundError as error:
+    print(error)
+""")
+    assert lines == [*["True"] * 4, "True True", (
+        'No image file at "nowhere.jpg": check DATASET.ROOT and that the data are complete'
+    )]  # fmt: skip
+
+
+def test_modules_outside_dassl_are_left_alone(run_with_dassl):
+    lines = run_with_dassl("""
+import sys, types
+from dassl.utils import read_image
+mine = sys.modules["dassl_of_mine"] = types.ModuleType("dassl_of_mine")
+mine.read_image = read_image
+import proxyfda.dassl
+from dassl.utils import read_image
+print(mine.read_image.__module__, read_image.__module__)
+""")
+    assert lines == ["dassl.utils.tools proxyfda.engine.data"]
+
+
+def test_repairing_twice_is_repairing_once(run_with_dassl):
+    lines = run_with_dassl("""
+import proxyfda.dassl
+from proxyfda.dassl.repairs import repair
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler
+import dassl.utils, proxyfda.engine as ours
+repair()
+print(len([c for c in ConstantWarmupScheduler.__mro__ if c.__name__ == "WithVerbose"]),
+      dassl.utils.read_image is ours.read_image)
+""")
+    assert lines == ["1 True"]

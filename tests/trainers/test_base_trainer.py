@@ -1,14 +1,19 @@
 """The shared trainer through CoOp: training, precision, checkpoints, evaluation, bad input."""
 
 import functools
+import traceback
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from trainer_tools import IMAGES, checkpoint_file, logits, save
+from torch.utils._python_dispatch import TorchDispatchMode
+from trainer_tools import IMAGES, checkpoint_file, logits, one_step, save
 
 from proxyfda.backbones.clip import TextEncoder, load_clip
 from trainers.cocoop import saved_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # -- training -------------------------------------------------------------------------------
 
@@ -27,14 +32,60 @@ def test_training_moves_the_context_only(make_trainer, capsys):
         assert part in said
 
 
-def test_the_rate_changes_at_the_end_of_an_epoch(make_trainer, monkeypatch):
-    trainer = make_trainer("CoOp")
-    trainer.epoch, trainer.num_batches, changes = 0, 3, []
-    monkeypatch.setattr(trainer, "update_lr", lambda: changes.append(trainer.batch_idx))
-    batch = {"img": IMAGES, "label": torch.arange(4)}
-    for trainer.batch_idx in range(3):
-        trainer.forward_backward(batch)
-    assert changes == [2]
+def test_the_rate_changes_once_at_the_end_of_an_epoch(make_trainer, monkeypatch):
+    cosine = ["OPTIM.LR_SCHEDULER", "cosine", "OPTIM.MAX_EPOCH", 3]
+    trainer = make_trainer("CoOp", *cosine, "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
+    rates, forward_backward, after_epoch = [], trainer.forward_backward, trainer.after_epoch
+
+    def recorded(batch):
+        rates.append(trainer.get_current_lr())
+        return forward_backward(batch)
+
+    def saved():
+        rates.append(f"saved at {trainer.get_current_lr():g}")
+        after_epoch()
+
+    monkeypatch.setattr(trainer, "forward_backward", recorded)
+    monkeypatch.setattr(trainer, "after_epoch", saved)
+    trainer.train()
+    assert rates == [
+        *[0.002] * 4, "saved at 0.0015",
+        *[pytest.approx(0.0015)] * 4, "saved at 0.0005",
+        *[pytest.approx(0.0005)] * 4, "saved at 0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "MaPLe", "PromptSRC"])
+def test_a_step_leaves_its_values_on_the_device(name, make_trainer):
+    """No wait of the trainer's own for the device: not for the log line, not to check the loss."""
+    node = f"TRAINER.{name.upper()}"
+    opts = {
+        "MaPLe": [f"{node}.PROMPT_DEPTH", 3],
+        "PromptSRC": [f"{node}.PROMPT_DEPTH_TEXT", 3, f"{node}.PROMPT_DEPTH_VISION", 3,
+                      f"{node}.GPA_MEAN", 2.0],
+    }  # fmt: skip
+    trainer = make_trainer(name, f"{node}.PREC", "fp32", *opts.get(name, []))
+    one_step(trainer)  # what is computed once and kept
+    with Waits() as waits:
+        summary = trainer.forward_backward({"img": IMAGES, "label": torch.arange(4)})
+    assert not [place for place in waits.places if place.startswith(("trainers/", "proxyfda/eng"))]
+    assert all(isinstance(value, torch.Tensor) for value in summary.values())
+    assert not any(value.requires_grad for value in summary.values())
+
+
+class Waits(TorchDispatchMode):
+    """Notes which file of the project reads a value off the device (``item``, ``bool``, ...)."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            files = [Path(frame.filename) for frame in traceback.extract_stack()]
+            ours = [file.relative_to(ROOT) for file in files if file.is_relative_to(ROOT)]
+            self.places.append(ours[-2].as_posix())  # the last one is this method
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("prec", ["fp16", "amp"])
@@ -53,14 +104,12 @@ def test_half_precision_is_near_fp32(host, prec, make_trainer, every_precision):
         trainer = make_trainer(host, f"TRAINER.{host.upper()}.PREC", name, output=name)
         if name == "amp":  # the scaler's first guess, 2^16, is for it to lower where it overflows
             trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 9
         ctx = trainer.model.prompt_learner.ctx
         assert ctx.dtype == torch.float32
         before = ctx.detach().clone()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            summary = trainer.forward_backward({"img": IMAGES, "label": torch.arange(4)})
-        results[name] = summary["loss"], (ctx - before).flatten()
+            results[name] = one_step(trainer)["loss"], (ctx - before).flatten()
     (loss, step), (loss_half, step_half) = results["fp32"], results[prec]
     assert loss_half == pytest.approx(loss, rel=5e-3)
     assert torch.cosine_similarity(step, step_half, dim=0) > 0.99
@@ -77,10 +126,9 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(host, make_traine
     for checkpointing in (False, True):
         option = "MODEL.BACKBONE.GRAD_CHECKPOINTING"
         trainer = make_trainer(host, f"{node}.PREC", "fp32", *opts, option, checkpointing)
-        trainer.batch_idx = trainer.num_batches = trainer.epoch = 0
         compute = functools.partial(trainer.loss_terms, IMAGES, torch.arange(4))
         kept.append(saved_bytes(trainer.model, compute))
-        trainer.forward_backward({"img": IMAGES, "label": torch.arange(4)})
+        one_step(trainer)
         learner = trainer.model.prompt_learner
         gradients.append([p.grad for p in learner.parameters() if p.grad is not None])
     assert kept[1] < 0.6 * kept[0]
@@ -88,16 +136,27 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(host, make_traine
         torch.testing.assert_close(again, plain)
 
 
+@pytest.mark.parametrize("print_freq", [1, 3, 50])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops(value, make_trainer, monkeypatch):
-    trainer = make_trainer("CoOp")
-    terms = {"loss": torch.tensor(value), "ce": torch.tensor(2.0)}
-    monkeypatch.setattr(trainer, "loss_terms", lambda images, labels: (terms, None))
-    trainer.epoch, trainer.batch_idx, trainer.num_batches = 3, 6, 9
+def test_a_loss_that_is_no_number_stops(value, print_freq, make_trainer, monkeypatch):
+    """With its own batch in the message, whenever it is noticed, and before anything is saved."""
+    trainer = make_trainer("CoOp", "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "TRAIN.PRINT_FREQ",
+                           print_freq, "TRAIN.CHECKPOINT_FREQ", 1)  # fmt: skip
+    loss_terms = trainer.loss_terms
+
+    def spoiled(images, labels):
+        terms, logits = loss_terms(images, labels)
+        if (trainer.epoch, trainer.batch_idx) == (1, 4):
+            terms = {"loss": terms["loss"] * value, "ce": torch.tensor(2.0)}
+        return terms, logits
+
+    monkeypatch.setattr(trainer, "loss_terms", spoiled)
     with pytest.raises(FloatingPointError) as error:
-        trainer.forward_backward({"img": IMAGES, "label": torch.arange(4)})
-    for part in ("epoch 4, batch 7", f"loss {value:g}, ce 2", "OPTIM.LR"):
+        trainer.train()
+    for part in ("epoch 2, batch 5 ", f"(loss {value:g}, ce 2, acc ", "OPTIM.LR"):
         assert part in str(error.value)
+    assert trainer.batch_idx < 4 + print_freq
+    assert checkpoint_file(trainer, 1).exists() and not checkpoint_file(trainer, 2).exists()
 
 
 # -- evaluation -----------------------------------------------------------------------------

@@ -5,14 +5,13 @@ import copy
 import open_clip
 import pytest
 import torch
-from trainer_tools import IMAGES, checkpoint_file, logits, save
+from trainer_tools import checkpoint_file, logits, one_step, save
 
 import trainers.base
 from proxyfda.backbones.clip import ClassPrompts, TextEncoder, load_clip
 from trainers.checkpoints import to_upstream
 
 NODES = {"MaPLe": "TRAINER.MAPLE", "PromptSRC": "TRAINER.PROMPTSRC"}
-BATCH = {"img": IMAGES, "label": torch.arange(4)}
 # Names of the learnables in upstream's checkpoints at depth 3, from those of its own runs.
 UPSTREAM_NAMES = {
     "MaPLe": {
@@ -93,13 +92,12 @@ def test_half_precision_is_near_fp32(name, prec, deep, every_precision):
     results = {}
     for precision in ("fp32", prec):
         trainer = deep(name, "PREC", precision, output=precision)
-        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 9
         learner = trainer.model.prompt_learner
         before = {key: value.clone() for key, value in learner.state_dict().items()}
         assert {value.dtype for value in before.values()} == {torch.float32}
         if trainer.scaler:  # at its first, largest scale the gradients overflow and no step is done
             trainer.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-        summary = trainer.forward_backward(BATCH)
+        summary = one_step(trainer)
         steps = [(value - before[key]).flatten() for key, value in learner.state_dict().items()]
         results[precision] = summary, torch.cat(steps)
     (terms, step), (terms_half, step_half) = results["fp32"], results[prec]
@@ -113,9 +111,7 @@ def test_the_plugin_acts_on_the_image_features(name, plugin, deep):
     trainer = deep(plugin + name, "TRAINER.PROXYFDA.WEIGHT", 3.0)
     plain = deep(name, output="plain")
     plain.model.prompt_learner.load_state_dict(trainer.model.prompt_learner.state_dict())
-    for one in (trainer, plain):
-        one.epoch, one.batch_idx, one.num_batches = 0, 0, 9
-    terms, plain_terms = trainer.forward_backward(BATCH), plain.forward_backward(BATCH)
+    terms, plain_terms = one_step(trainer), one_step(plain)
     assert terms["loss_fda"] > 0 and terms["loss"] == pytest.approx(plain_terms["loss"])
     ours, theirs = (t.model.prompt_learner.state_dict() for t in (trainer, plain))
     image = "visual_ctx" if name == "PromptSRC" else "proj.bias"

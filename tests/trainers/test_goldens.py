@@ -157,6 +157,7 @@ def test_gaussian_aggregation_over_three_epochs(
             some = slice(4 * trainer.batch_idx, 4 * trainer.batch_idx + 4)
             batch = {"img": reference.images[some], "label": reference.labels[some]}
             losses.append(trainer.forward_backward(batch)["loss"])
+        trainer.end_of_epoch()
     reference.check(f"{variant}/gpa_losses", torch.tensor(losses))
     for name, value in to_upstream(trainer.model.prompt_learner).items():
         reference.check(f"{variant}/gpa_param/{name.removeprefix('prompt_learner.')}", value)
