@@ -85,7 +85,7 @@ class ClassBalancedBatchSampler(Sampler):
         shape_note: a sentence saying why these are not those asked for; empty if they are.
 
     Raises:
-        ValueError: no labels, m, n or most_per_class below 1, or a similarity of the wrong shape
+        BadValue: no labels, m, n or most_per_class below 1, or a similarity of the wrong shape
             or with values that are not finite.
     """
 
@@ -112,7 +112,7 @@ class ClassBalancedBatchSampler(Sampler):
         self._members = position.sort(stable=True).indices.split(counts.tolist())
         self._similarity: Optional[Tuple[Tensor, ...]] = None
         if similarity is not None:
-            self._similarity = _similarity_rows(similarity, len(classes))
+            self.mine(similarity)
         self.seed, self.epoch = int(seed), 0
 
         largest = int(counts.max())
@@ -140,6 +140,17 @@ class ClassBalancedBatchSampler(Sampler):
         self._parts = parts.clamp(max=batches)
         total = min(int(self._parts.sum()), batches * self.m)
         self._sizes = [total // batches + (b < total % batches) for b in range(batches)]
+
+    def mine(self, similarity: Tensor) -> None:
+        """From now on batches of similar classes: hard class mining.
+
+        Args:
+            similarity: see above.
+
+        Raises:
+            BadValue: a similarity of the wrong shape or with values that are not finite.
+        """
+        self._similarity = _similarity_rows(similarity, len(self._members))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration gives."""

@@ -285,14 +285,14 @@ class RegularisedTrainer:
             self.dm.train_loader_x = self.train_loader_x  # type: ignore[attr-defined]
         how = "hard class mining" if options.mining else "classes at random"
         print(f"Proxy-FDA batches: {options.m} classes x {options.n} images, {how}")
-        if sampler.adaptation:
-            print(f"Proxy-FDA batches: {sampler.adaptation}")
+        if sampler.shape_note:
+            print(sampler.shape_note)
 
     def before_train(self) -> None:
         """Mine classes, once: their similarities need the features of all training images."""
         super().before_train()  # type: ignore[misc]
         if self._plugin is not None and self._plugin.has_batches and self._plugin.mining:
-            self.train_loader_x.batch_sampler.similarity = self._class_similarity()
+            self.train_loader_x.batch_sampler.mine(self._class_similarity())
 
     def _class_similarity(self) -> Tensor:
         """Cosine similarities between the mean frozen image features of the classes, [C, C].
@@ -501,9 +501,9 @@ def _registry() -> Any:
             return TRAINER_REGISTRY
         except ImportError:
             pass
-    from proxyfda.dassl import TRAINER_REGISTRY
+    from proxyfda import dassl
 
-    return TRAINER_REGISTRY
+    return dassl.TRAINER_REGISTRY  # type: ignore[attr-defined]
 
 
 def register(*hosts: type, **options: Any) -> List[str]:
