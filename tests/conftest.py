@@ -35,3 +35,15 @@ def reference_clip(reference_file):
     from proxyfda.backbones.clip import load_clip
 
     return load_clip("ViT-B/16", str(reference_file))
+
+
+@pytest.fixture(scope="session")
+def bundled_data(tmp_path_factory):
+    """Data root with the rendered fruits, few images of each."""
+    from datasets.bundled.build import render_dataset
+    from datasets.bundled.specs import SPECS
+
+    root = tmp_path_factory.mktemp("bundled")
+    spec = next(spec for spec in SPECS if spec.folder == "bundled_fruits")
+    render_dataset(spec, root, {"train": 4, "val": 2, "test": 2})
+    return root
