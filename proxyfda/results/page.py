@@ -175,7 +175,7 @@ def _run_table(records):
             _several(r.config for r in runs),
             _several(r.shots for r in runs if r.shots > 0),
             _several(r.seed for r in runs if r.seed is not None),
-            _several((r.details.get("cfg") or {}).get("MODEL.BACKBONE.NAME", "") for r in runs),
+            _several((r.details.get("backbone") or ("",))[0] for r in runs),
             _several(" ".join(f"{key} {value}" for key, value in v.items()) for v in versions),
             f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min",
         )
