@@ -195,11 +195,7 @@ def _merge(merge: Callable[[], None], what: str, cfg: CfgNode) -> None:
     except BadValue:
         raise
     except (KeyError, AssertionError) as error:
-        missing = (
-            str(error.args[0] if error.args else error)
-            .replace("Non-existent key: ", "")
-            .strip("'\" ")
-        )
+        missing = str(error.args[0] if error.args else error).rpartition(": ")[2].strip("'\" ")
         raise BadValue(
             f"{what} sets {missing!r}, which is no option; {_near(missing, cfg)}"
         ) from None

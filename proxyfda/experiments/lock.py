@@ -53,7 +53,8 @@ def folder_lock(folder: str) -> Iterator[None]:
         write_json(os.path.join(folder, OWNER), me)
         yield
     finally:
-        _release(folder)
+        if folder in _held:
+            _release(folder)
 
 
 def holder(folder: str) -> str:

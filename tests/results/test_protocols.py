@@ -12,8 +12,9 @@ def few(root, dataset, trainer, shots, accuracies, config="cfg", **more):
         write_plain(root, path, accuracy, trainer=trainer, seed=seed, shots=shots, **more)
 
 
-def zero(root, dataset, accuracy):
-    write_plain(root, f"ZeroshotCLIP/vit_b16/{dataset}", accuracy, trainer="ZeroshotCLIP", shots=-1)
+def zero(root, dataset, accuracy, **more):
+    more = {"trainer": "ZeroshotCLIP", "shots": -1, **more}
+    write_plain(root, f"ZeroshotCLIP/vit_b16/{dataset}", accuracy, **more)
 
 
 def transferred(root, dataset, trainer, accuracies, source="imagenet", config="cfg"):
@@ -130,6 +131,13 @@ class TestTransfer:
         assert not summary.uniform
         assert any("it was trained on eurosat" in note for note in summary.notes)
 
+    def test_zero_shot_of_another_backbone_is_no_reference(self, output):
+        zero(output, "dtd", 44, backbone={"name": "RN50", "weights": "openai"})
+        summary = summarise_accuracy(collect(output))["cross_dataset"]
+        rows = rows_by(summary, "title", "name")
+        assert rows["DescribableTextures", "CoOp"].delta is None
+        assert any(note.startswith("No Δ for CoOp where ZeroshotCLIP") for note in summary.notes)
+
     def test_training_of_a_source_alone_is_no_fewshot_table(self, output):
         assert "fewshot" not in summarise_accuracy(collect(output))
         few(output, "eurosat", "CoOp", 16, (80, 80, 80))
@@ -176,6 +184,16 @@ class TestConfigs:
         assert not summary.uniform
         assert main([str(tmp_path), "--strict"]) == 1
         assert "mixes settings" in capsys.readouterr().out
+
+    def test_the_number_of_workers_is_a_setting(self, tmp_path):
+        # Every worker has random numbers of its own, so their number changes the augmentation.
+        for seed, workers in ((1, 8), (2, 0)):
+            for part in ("base", "new"):
+                cfg = {"DATALOADER": {"NUM_WORKERS": workers}}
+                write_run(tmp_path, part, "x", "CoOp", seed, 50, cfg=cfg)
+        summary = summarise(collect(tmp_path))
+        assert not summary.uniform
+        assert "mixes settings: DATALOADER.NUM_WORKERS is" in summary.notes[0] + summary.notes[1]
 
     def test_other_settings_by_dataset_are_said_but_allowed(self, tmp_path):
         for dataset, mean in (("x", 15), ("y", 45)):
