@@ -98,7 +98,7 @@ def test_the_sampler_replaces_the_batches(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sampler.ClassBalancedBatchSampler, "__iter__", watched)
     words = ("--regulariser", "none", *BASE, "TRAINER.PROXYFDA.M", 3, "TRAINER.PROXYFDA.N", 2)
     result = run(tmp_path / "out", "CoOp", *words)
-    assert result and all(len(batch) == 6 for batch in batches)
+    assert result and batches and all(len(batch) == 6 for batch in batches)
     assert "loss_fda" not in (tmp_path / "out" / "log.txt").read_text()
 
 
