@@ -24,7 +24,7 @@ from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.experiments.protocols import base2new_jobs
 from proxyfda.experiments.sweep import run
-from proxyfda.integrations.dassl_options import SPACES
+from proxyfda.integrations.spaces import SPACES
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.utils.errors import show_user_errors
 
