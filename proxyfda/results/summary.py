@@ -138,7 +138,10 @@ def summarise_accuracy(records):
     fewshot = [r for r in records if r.protocol == "fewshot"]
     transfer = [r for r in records if r.protocol == "transfer"]
     # Training on the source is an ordinary few-shot run; the evaluations go by the same names.
-    evaluated = {(_setting(r), r.details.get("source") or "imagenet") for r in transfer}
+    # Other codebases know ImageNet alone as a source, so theirs may leave it unsaid.
+    evaluated = {
+        (_setting(r), r.details.get("source") or ("imagenet" if r.log else "")) for r in transfer
+    }
     sources = [r for r in fewshot if (_setting(r), r.dataset) in evaluated]
     # What was trained as a source alone makes no few-shot table.
     tried = {(*_family(r), r.config) for r in fewshot if (_setting(r), r.dataset) not in evaluated}

@@ -1,13 +1,15 @@
 """Names of runs."""
 
 import doctest
+from pathlib import Path
 
 import pytest
 
-import train  # noqa: F401  (registers the trainers)
+import train
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments import names
 from proxyfda.experiments.names import run_name, split_run_name, trainer_and_regulariser
+from proxyfda.experiments.project import Project
 from proxyfda.utils.errors import BadValue
 
 
@@ -41,9 +43,10 @@ def test_what_does_not_fit_is_refused(trainer, regulariser, message):
         run_name(trainer, regulariser)
 
 
-def test_the_hosts_are_the_trainers_that_there_are():
+def test_every_host_has_configs_and_the_trainers_that_prefixes_name():
     registered = TRAINER_REGISTRY.registered_names()
     hosts = {split_run_name(name)[0] for name in registered if not names.is_zero_shot(name)}
-    assert hosts == set(names.HOSTS)
+    assert set(names.HOSTS) <= hosts
+    assert hosts == set(Project(str(Path(train.__file__).parent), entry="train").hosts)
     for host in hosts:
         assert {host, *(prefix + host for prefix in names.PREFIXES)} <= set(registered)

@@ -125,6 +125,12 @@ class TestTransfer:
         rows = summarise_accuracy(collect(tmp_path))["cross_dataset"].rows
         assert [(row.title, row.source) for row in rows] == [("fruits", True), ("scenes", False)]
 
+    def test_a_source_that_is_not_known_is_not_said_to_be_imagenet(self, output):
+        for path in (output / "evaluation").rglob("result.json"):
+            path.write_text(path.read_text().replace('"source": "imagenet"', '"source": null'))
+        rows = summarise_accuracy(collect(output))["cross_dataset"].rows
+        assert [row.title for row in rows if row.source] == []
+
     def test_two_sources_in_one_row_are_told(self, output):
         transferred(output, "dtd", "CoOp", (40, 42, 44), source="eurosat")
         summary = summarise_accuracy(collect(output))["cross_dataset"]
