@@ -112,7 +112,8 @@ class TestPage:
     def test_it_has_tables_figures_and_what_is_missing(self, page):
         reader = _Reader(page)
         words = " ".join(reader.words)
-        for text in ("41.50 ± 2.12", "my_birds & bees", "80.50 (+1.06)", "What was run", "rkd (λ 3.0, distance 1.0)",
+        for text in ("41.50 ± 2.12", "my_birds & bees", "80.50 (+1.06)", "What was run",
+                     "rkd (λ 3.0, distance 1.0)",
                      "MaPLe on DescribableTextures seed 1, new: not finished"):  # fmt: skip
             assert text in words, text
         captions = [image["alt"] for image in reader.images]
