@@ -5,7 +5,9 @@ Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2
 
 from __future__ import annotations
 
-__all__ = ["BENCHMARKS", "SHIFTED", "TITLES"]
+import re
+
+__all__ = ["BENCHMARKS", "SHIFTED", "TITLES", "dataset_key"]
 
 # Names of the config files and of the readers' modules -> names in the papers and of the readers.
 TITLES = {
@@ -31,3 +33,18 @@ SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
 BENCHMARKS = tuple(name for name in TITLES if name not in SHIFTED)
 """The eleven datasets of base-to-new generalisation and few-shot learning."""
+
+_ALIASES = {"flowers102": "oxford_flowers"}
+_ALIASES.update((key.replace("_", ""), key) for key in TITLES)
+_ALIASES.update((title.lower(), key) for key, title in TITLES.items())
+
+
+def dataset_key(name: str) -> str:
+    """The config name of a benchmark that is known under several names.
+
+    Any other name stays as it is.
+
+    >>> dataset_key("DescribableTextures"), dataset_key("my_birds")
+    ('dtd', 'my_birds')
+    """
+    return _ALIASES.get(re.sub(r"[-_ ]", "", name).lower(), name)

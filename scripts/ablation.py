@@ -9,33 +9,47 @@ plain host on random batches.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os.path as osp
 import statistics
 import sys
 from dataclasses import dataclass
 
-from runner.job import Job
-from runner.protocols import base2new_jobs, bundled_datasets
-from runner.sweep import run
 from tabulate import tabulate
 
-from proxyfda.integrations.dassl_options import SPACES
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # it is started from anywhere
+
+from proxyfda.experiments.jobs import Job
+from proxyfda.experiments.project import Project
+from proxyfda.experiments.protocols import base2new_jobs
+from proxyfda.experiments.sweep import run
+from proxyfda.integrations.spaces import SPACES
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.utils.errors import show_user_errors
 
+PROJECT = Project(ROOT, entry="train")
 BALANCED = {"M": 16, "N": 4}
 MINED = {**BALANCED, "MINING": True}
-FORMS = ("paper", "standardised", "match", "kl", "regress", "correlation")
+# Name in the tables -> the regulariser, and the options that make it. The names are those of the
+# runs behind docs/ablation.md.
+FORMS = {
+    "paper": ("fda", {}),
+    "standardised": ("fda", {"UNITS": "frozen"}),
+    "match": ("match", {}),
+    "kl": ("kl", {}),
+    "regress": ("rkd", {}),
+    "correlation": ("correlation", {}),
+}
+WITH_PROXIES = {"fda": "proxy_fda", "rkd": "proxy_rkd"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A trainer with options of train.py; ``label`` is its config folder in the output."""
+    """A run with options of train.py; ``label`` is its config folder in the output."""
 
     label: str
-    trainer: str
+    run: str
     options: tuple = ()
 
     @property
@@ -65,31 +79,40 @@ class Study:
 ZERO_SHOT = Setting("zero-shot", "ZeroshotCLIP")
 
 
-def fda(host: str, label: str, *, proxies: bool = False, **options) -> Setting:
-    """The host with options of ``TRAINER.PROXYFDA``, in its own batches unless M and N say more."""
-    trainer = ("ProxyFDA" if proxies else "FDA") + host
-    return Setting(label, trainer, tuple((f"TRAINER.PROXYFDA.{k}", v) for k, v in options.items()))
+def regularised(host: str, regulariser: str, label: str, **options) -> Setting:
+    """The host with a regulariser, in its own batches unless M and N say otherwise."""
+    pairs = tuple((f"TRAINER.PROXYFDA.{key}", value) for key, value in options.items())
+    return Setting(label, f"{host}+{regulariser}", pairs)
 
 
 def term(
-    host: str, form: str, spaces: str, weight: float = 1.0, label: str = "", **more
+    host: str,
+    form: str,
+    spaces: str,
+    weight: float = 1.0,
+    label: str = "",
+    proxies: bool = False,
+    **more,
 ) -> Setting:
-    """One form on some spaces (joined by +) with λ ``weight``."""
-    words = {"FORM": form, "SPACES": tuple(spaces.split("+")), "WEIGHT": weight, **more}
-    return fda(host, label or f"{form}-{spaces}-w{weight:g}", **words)
+    """One form of :data:`FORMS` on some spaces (joined by +) with λ ``weight``."""
+    regulariser, options = FORMS[form]
+    if proxies:
+        regulariser = WITH_PROXIES[regulariser]
+    words = {**options, "SPACES": tuple(spaces.split("+")), "WEIGHT": weight, **more}
+    return regularised(host, regulariser, label or f"{form}-{spaces}-w{weight:g}", **words)
 
 
 def pull(host: str, spaces: str, weight: float) -> Setting:
     """The point-wise pull to the frozen features."""
-    words = {"MODE": "pointwise", "SPACES": tuple(spaces.split("+")), "WEIGHT": weight}
-    return fda(host, f"pointwise-{spaces}-w{weight:g}", **words)
+    words = {"SPACES": tuple(spaces.split("+")), "WEIGHT": weight}
+    return regularised(host, "pointwise", f"pointwise-{spaces}-w{weight:g}", **words)
 
 
 def samplers(host: str) -> list[Setting]:
     """The batches alone, without any term."""
     return [
-        fda(host, "balanced", MODE="sampler", **BALANCED),
-        fda(host, "mined", MODE="sampler", **MINED),
+        regularised(host, "none", "balanced", **BALANCED),
+        regularised(host, "none", "mined", **MINED),
     ]
 
 
@@ -171,7 +194,7 @@ def maple() -> dict[str, list[Setting]]:
             term(host, "kl", "image", 3),
         ],
         "confirm": [
-            fda(host, "balanced", MODE="sampler", **BALANCED),
+            regularised(host, "none", "balanced", **BALANCED),
             pull(host, "image", 3),
             term(host, "regress", "image"),
             term(host, "regress", "image", label="proxy", proxies=True),
@@ -233,12 +256,12 @@ class Runs:
 
     def __init__(self, datasets: list[str], seeds: list[int], data: str, output: str) -> None:
         self.keys = [(dataset, seed) for dataset in datasets for seed in seeds]
-        self.where = {"data": data, "output": output}
+        self.where = {"project": PROJECT, "data": data, "output": output}
 
     def jobs(self, one: Setting, dataset: str, seed: int) -> list[Job]:
         """Training, and the evaluations of base and of new classes."""
         return base2new_jobs(
-            one.trainer,
+            one.run,
             dataset,
             seed,
             cfg="bundled",
@@ -254,14 +277,8 @@ class Runs:
         for key in self.keys:
             *_, base, new = self.jobs(one, *key)
             if base.complete and new.complete:
-                found[key] = (accuracy(base), accuracy(new))
+                found[key] = (base.result["accuracy"], new.result["accuracy"])
         return found
-
-
-def accuracy(job: Job) -> float:
-    """Of a complete job, in percent."""
-    with open(osp.join(job.folder, "result.json")) as file:
-        return json.load(file)["accuracy"]
 
 
 def _with_error(values: list[float]) -> str:
@@ -311,7 +328,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     names = list(known) if "all" in args.studies else args.studies
-    datasets = args.datasets.split(",") if args.datasets else bundled_datasets()
+    datasets = args.datasets.split(",") if args.datasets else PROJECT.bundled_datasets
     seeds = [int(seed) for seed in args.seeds.split(",")]
     runs = Runs(datasets, seeds, osp.abspath(args.data), osp.abspath(args.output))
     code = 0

@@ -1,6 +1,6 @@
 """Time and memory of trainers, beside the bare cost of what cannot be avoided.
 
-    python scripts/bench.py CoOp FDACoOp ProxyFDACoOp --classes 500 --batch 32
+    python scripts/bench.py CoOp FDACoOp CoOp+rkd --classes 500 --batch 32
 
 For each trainer: a training step, the evaluation of an image, and the peak memory of a step. Beside
 them stand the bare costs, measured with the same encoders and nothing around them: forward and
@@ -41,6 +41,8 @@ from tabulate import tabulate
 import train
 from proxyfda.backbones.clip import load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.experiments.config import default_config, load_config
+from proxyfda.experiments.names import trainer_and_regulariser
 from proxyfda.utils.errors import show_user_errors
 from trainers.cocoop import ConditionalCLIP
 
@@ -86,9 +88,16 @@ def image_size(backbone: str, weights: str) -> int:
     return size[0] if isinstance(size, (tuple, list)) else size
 
 
+def prompt_nodes() -> list[str]:
+    """The config's nodes of trainers that learn prompts."""
+    nodes = default_config().TRAINER
+    return [name for name, node in nodes.items() if isinstance(node, dict) and "CTX_INIT" in node]
+
+
 def build(name: str, args: argparse.Namespace, weights: str, size: int):
-    """A trainer of that name on images in memory."""
-    base = TRAINER_REGISTRY.get(name)
+    """A trainer on images in memory; the name may end in ``+<regulariser>``."""
+    trainer_name, regulariser = trainer_and_regulariser(name)
+    base = TRAINER_REGISTRY.get(trainer_name)
 
     class OnMemory(base):
         def build_data_loader(self):
@@ -99,13 +108,14 @@ def build(name: str, args: argparse.Namespace, weights: str, size: int):
             self.train_loader_x = torch.utils.data.DataLoader(images, args.batch)
             self.val_loader = self.test_loader = None
 
-    words = ["--trainer", name, "DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
+    words = ["--trainer", trainer_name, "--regulariser", regulariser]
+    words += ["DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
     words += ["MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", weights]
-    for node in ("COOP", "COCOOP", "MAPLE", "PROMPTSRC"):
+    for node in prompt_nodes():
         words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
     words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
     words += [word for pair in args.opts for word in pair]
-    cfg = train.setup_cfg(train.parser().parse_args(words))
+    cfg = load_config(train.parser().parse_args(words))
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = OnMemory(cfg)
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9
@@ -267,7 +277,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("trainers", nargs="+", help="the steps of the others are compared to the first one's")
+    add("trainers", nargs="+", help="the others are compared to the first; CoOp+rkd and the like")
     add("--what", default="step,eval,memory", help="any of step, eval, memory (default: all)")
     add("--backbone", default="ViT-B/16", help=f"size of the encoders; {BUNDLED}: the bundled CLIP")
     add("--weights", default="", help="file for the backbone, in place of random weights")

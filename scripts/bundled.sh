@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Zero-shot CLIP and CoOp, CoCoOp, MaPLe and PromptSRC, each plain, with FDA and with Proxy-FDA, on
-# the four bundled datasets over three seeds (test splits), on the CPU; then table and figures.
+# Zero-shot CLIP and every host trainer, each plain, with FDA, with Proxy-FDA and with the rivals rkd
+# and pointwise, on the four bundled datasets over three seeds (test splits), on the CPU; then table
+# and figures.
 #   bash scripts/bundled.sh [SHOTS] [KEY VALUE ...]
-# Environment: TRAINERS, DATASETS, SEEDS (joined by commas), DATA, OUTPUT, WORKERS.
+# Environment: TRAINERS (such as ZeroshotCLIP,CoOp,CoOp+rkd), DATASETS, SEEDS (joined by commas), DATA,
+# OUTPUT, WORKERS; and as for base2new.sh.
 # Interrupt it when you like; the same command goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -10,13 +12,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 DATA="$(absolute "${DATA:-$ROOT/data}")"
 OUTPUT="$(absolute "${OUTPUT:-$ROOT/output/bundled}")"
-if [ -z "${TRAINERS:-}" ]; then
-    TRAINERS=ZeroshotCLIP
-    for host in CoOp CoCoOp MaPLe PromptSRC; do TRAINERS+=",$host,FDA$host,ProxyFDA$host"; done
-fi
 cd "$ROOT"
 "$PYTHON" -m datasets.bundled --root "$DATA"
-"$PYTHON" scripts/run.py base2new "$TRAINERS" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
+"$PYTHON" scripts/run.py base2new "${TRAINERS:-all}" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
 case " $* " in *" --dry-run "*) exit ;; esac
 "$PYTHON" -m proxyfda.results "$OUTPUT"

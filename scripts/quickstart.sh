@@ -3,7 +3,7 @@
 # says what can be set. Interrupt it when you like; the same command goes on.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-export TRAINERS="${TRAINERS:-ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp}"
+export TRAINERS="${TRAINERS:-ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp,CoOp+rkd}"
 export DATASETS="${DATASETS:-bundled_banners,bundled_creatures,bundled_fruits}"
 export OUTPUT="${OUTPUT:-$(dirname "$here")/output/quickstart}"
 exec bash "$here/bundled.sh" "$@"

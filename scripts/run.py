@@ -1,7 +1,9 @@
 """Run a protocol of the CoOp family: the Python behind the scripts of this folder.
 
-What is complete is skipped, what was interrupted goes on from its last checkpoint when the same
-command runs again, and failures are told at the end (exit code 1).
+TRAINER is a trainer, such as CoOp, FDACoOp and ProxyFDACoOp, or one with any other regulariser,
+such as CoOp+rkd; several are joined by commas, and `all` are those of scripts/bundled.sh. What is
+complete is skipped, what was interrupted goes on from its last checkpoint when the same command
+runs again, and failures are reported at the end (exit code 1).
 """
 
 from __future__ import annotations
@@ -14,11 +16,17 @@ import signal
 import subprocess
 import sys
 
-from runner import ROOT, launchers, protocols, sweep
-from runner.job import Job
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # the scripts are started from anywhere
 
-from proxyfda.results import is_zero_shot
+from proxyfda.benchmarks import BENCHMARKS, SHIFTED
+from proxyfda.experiments import launchers, protocols, sweep
+from proxyfda.experiments.jobs import Job
+from proxyfda.experiments.names import PREFIXES, REFERENCE, is_zero_shot, trainer_and_regulariser
+from proxyfda.experiments.project import Project
 from proxyfda.utils.errors import BadValue, show_user_errors
+
+PROJECT = Project(ROOT, entry="train")
 
 # What each protocol takes before the KEY VALUE pairs; words in brackets may be left out.
 WORDS = {
@@ -38,6 +46,9 @@ HELP = {
     "SEEDS": "joined by commas or spaces (default: 1,2,3)",
     "SHOTS": "images per class (default: 16; few-shot: 1,2,4,8,16)",
     "CFG": "config of the trainer (default: configs/defaults.yaml)",
+    "REGULARISER": "what trainers train with whose names say nothing (none: the batches of "
+    "TRAINER.PROXYFDA.M and N alone)",
+    "OVERLAY": "config of configs/regularisers on top of that of trainers with a regulariser",
     "LABEL": "name of the config's folder in the output, for runs with KEY VALUE options",
     "WORKERS": "jobs at a time on each device (default: 1)",
     "DEVICES": "GPUs joined by commas, or cpu (default: all GPUs, else cpu)",
@@ -125,12 +136,34 @@ def _take_words(args: argparse.Namespace) -> None:
         elif not optional and not getattr(args, name):
             usage = f"{args.protocol}.sh {WORDS[args.protocol]} [KEY VALUE ...]"
             raise BadValue(f"{name.upper()} is not given; the usage is {usage}")
+    args.runs = _runs(args.trainer, args.regulariser)
     args.opts = words
     if words and not _is_key(words[0]):
         raise BadValue(
             f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "
             f"{WORDS[args.protocol]} [KEY VALUE ...]"
         )
+
+
+def _runs(words: str, regulariser: str) -> list[str]:
+    """The runs to make: trainers, with ``+<regulariser>`` where their names do not say it."""
+    runs: list[str] = []
+    for word in filter(None, re.split(r"[,\s]+", words)):
+        runs += _all_runs() if word == "all" else [word]
+    if regulariser:
+        plain = [run for run in runs if "+" not in run and not is_zero_shot(run)]
+        runs = [f"{run}+{regulariser}" if run in plain else run for run in runs]
+    for run in runs:
+        trainer_and_regulariser(run)  # refuses what does not fit
+    return list(dict.fromkeys(runs))
+
+
+def _all_runs() -> list[str]:
+    """Zero-shot CLIP, and every host plain, with FDA, with Proxy-FDA, and with the rivals."""
+    runs = [REFERENCE]
+    for host in PROJECT.hosts:
+        runs += [host, *(prefix + host for prefix in PREFIXES), f"{host}+rkd", f"{host}+pointwise"]
+    return runs
 
 
 def _is_key(word: str) -> bool:
@@ -149,8 +182,8 @@ def _numbers(name: str, words: str) -> list[int]:
 
 def _find_folders(args: argparse.Namespace) -> None:
     """Datasets to run on, and absolute folders of data and output."""
-    bundled = protocols.bundled_datasets()
-    args.datasets = _names(args.datasets or ",".join(protocols.BENCHMARKS), bundled)
+    bundled = PROJECT.bundled_datasets
+    args.datasets = _names(args.datasets or ",".join(BENCHMARKS), bundled)
     args.source = _names(args.source or "imagenet", bundled)[0]
     if args.targets:
         args.targets = _names(args.targets, bundled)
@@ -158,7 +191,7 @@ def _find_folders(args: argparse.Namespace) -> None:
         args.targets = bundled
     else:
         shifted = args.protocol == "domain_generalization"
-        args.targets = list(protocols.SHIFTED if shifted else protocols.BENCHMARKS)
+        args.targets = list(SHIFTED if shifted else BENCHMARKS)
     args.targets = [name for name in args.targets if name != args.source]
     moving = args.protocol in ("cross_dataset", "domain_generalization")
     args.used = [args.source, *args.targets] if moving else args.datasets
@@ -181,30 +214,31 @@ def _names(words: str, bundled: list[str]) -> list[str]:
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
-    where = {key: getattr(args, key) for key in ("data", "output", "cfg", "label", "opts")}
+    keys = ("data", "output", "cfg", "overlay", "label", "opts")
+    where = {"project": PROJECT, **{key: getattr(args, key) for key in keys}}
     jobs: dict[str, Job] = {}  # by folder: zero-shot CLIP does not depend on seed and shots
     for seed in args.seeds:
-        for trainer in args.trainer.split(","):
-            if is_zero_shot(trainer) and seed != args.seeds[0]:
+        for run in args.runs:
+            if is_zero_shot(run) and seed != args.seeds[0]:
                 continue
-            for job in _jobs_of(args, trainer, seed, where):
+            for job in _jobs_of(args, run, seed, where):
                 jobs.setdefault(job.folder, job)
     return list(jobs.values())
 
 
-def _jobs_of(args: argparse.Namespace, trainer: str, seed: int, where: dict) -> list[Job]:
+def _jobs_of(args: argparse.Namespace, run: str, seed: int, where: dict) -> list[Job]:
     if args.protocol in ("cross_dataset", "domain_generalization"):
         return protocols.transfer_jobs(
-            trainer, args.source, args.targets, seed, shots=args.shots[0], **where
+            run, args.source, args.targets, seed, shots=args.shots[0], **where
         )
     each = []
     for dataset in args.datasets:
         if args.protocol == "zeroshot":
-            each += protocols.zeroshot_jobs(dataset, trainer=trainer, **where)
+            each += protocols.zeroshot_jobs(dataset, run=run, **where)
             continue
         make = protocols.fewshot_jobs if args.protocol == "fewshot" else protocols.base2new_jobs
         for shots in args.shots:
-            each += make(trainer, dataset, seed, shots=shots, **where)
+            each += make(run, dataset, seed, shots=shots, **where)
     return each
 
 
@@ -212,10 +246,10 @@ def _where(args: argparse.Namespace) -> dict:
     """Keyword arguments of ``sweep.run`` for the launcher of the command line."""
     options = _launcher_options(args.launcher_opt)
     if args.launcher == "ray":
-        return {"launch": lambda chains: launchers.on_ray(chains, options)}
+        return {"launch": lambda chains: launchers.on_ray(chains, options, [ROOT])}
     if args.launcher == "slurm":
         folder = osp.join(args.output, "slurm")
-        return {"launch": lambda chains: launchers.on_slurm(chains, options, folder)}
+        return {"launch": lambda chains: launchers.on_slurm(chains, options, folder, [ROOT])}
     if options:
         raise BadValue(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
     devices = launchers.local_devices(args.devices)
@@ -243,7 +277,7 @@ def _launcher_options(pairs: list[str]) -> dict:
 def _render_bundled(args: argparse.Namespace) -> None:
     from datasets.bundled.build import SPLIT_FILE, render_all
 
-    folders = [name for name in args.used if name in protocols.bundled_datasets()]
+    folders = [name for name in args.used if name in PROJECT.bundled_datasets]
     if not all(osp.isfile(osp.join(args.data, name, SPLIT_FILE)) for name in folders):
         render_all(args.data)
 
@@ -253,9 +287,9 @@ def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
     if args.protocol == "base2new" or not any(job.complete for job in jobs):
         return
     kind = "base2new" if args.protocol == "base2new_all" else args.protocol
-    if kind == "domain_generalization" and not set(args.targets) <= set(protocols.SHIFTED):
+    if kind == "domain_generalization" and not set(args.targets) <= set(SHIFTED):
         kind = "cross_dataset"
-    if kind != "base2new" and all(is_zero_shot(name) for name in args.trainer.split(",")):
+    if kind != "base2new" and all(map(is_zero_shot, args.runs)):
         kind = "zeroshot"
     command = [sys.executable, "-m", "proxyfda.results", args.output, "--protocol", kind]
     subprocess.run(command, cwd=ROOT, check=False)

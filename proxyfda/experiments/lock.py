@@ -1,7 +1,7 @@
-"""One process per output folder: a lock file in it names its holder.
+"""One process per output folder.
 
-A lock whose process has ended on this machine is taken over. Of another machine's process nothing
-can be known, so that is told with the remedy. Standard library only.
+The operating system holds the lock (``filelock``), so it ends with its process, however that ends.
+A file beside it says who holds it; nothing but messages depends on that one.
 """
 
 from __future__ import annotations
@@ -11,29 +11,20 @@ import json
 import os
 import socket
 import time
-from typing import Dict, Iterator, Optional
+from collections.abc import Iterator
 
-from proxyfda.utils.errors import UserError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from proxyfda.utils.errors import Unusable, UserError
+from proxyfda.utils.files import write_json
 
 LOCK = "run.lock"
-_held: Dict[str, int] = {}  # path -> process that took it; a fork inherits the dict
+OWNER = "run.lock.json"
+_held: dict[str, tuple[int, FileLock]] = {}  # folder -> process that locked it; a fork inherits it
 
 
 class Busy(UserError, RuntimeError):
-    """Another process has the folder.
-
-    Attributes:
-        passing: the holder runs on this machine, so the lock ends with it at the latest.
-    """
-
-    def __init__(self, message: str, passing: bool):
-        super().__init__(message)
-        self.passing = passing
+    """Another process works in the folder; it is free again when that process ends."""
 
 
 @contextlib.contextmanager
@@ -45,128 +36,85 @@ def folder_lock(folder: str) -> Iterator[None]:
 
     Raises:
         Busy: another process has it.
+        Unusable: the file system has no locks, or the folder cannot be written.
     """
-    path = os.path.join(os.path.abspath(folder), LOCK)
-    if _held.get(path) == os.getpid():
+    folder = os.path.abspath(folder)
+    if _held.get(folder, (0, None))[0] == os.getpid():
         yield
         return
     os.makedirs(folder, exist_ok=True)
-    _take(path)
-    _held[path] = os.getpid()
+    lock = _acquire(folder)
+    _held[folder] = (os.getpid(), lock)
     try:
+        left_by = _owner(folder)
+        if left_by:
+            print(f"{folder} was left by {left_by}, which has ended: going on from there")
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+        write_json(os.path.join(folder, OWNER), me)
         yield
     finally:
-        _release(path)
+        if folder in _held:
+            _release(folder)
 
 
 def holder(folder: str) -> str:
-    """Who works in the folder, in words; empty if nobody does, as far as is known."""
-    try:
-        with open(os.path.join(folder, LOCK)) as file:
-            who = _parse(file.read())
-    except OSError:
+    """Who works in the folder, in words; empty if nobody does."""
+    path = os.path.join(folder, LOCK)
+    if not os.path.exists(path):
         return ""
-    return "" if who and _alive(who) is False else _words(who)
+    try:
+        with FileLock(path, timeout=0):
+            return ""
+    except Timeout:
+        return _owner(folder) or "another process"
 
 
 def release_all() -> None:
     """Give back every lock of this process, for those that leave without cleaning up."""
-    for path, pid in list(_held.items()):
+    for folder, (pid, _) in list(_held.items()):
         if pid == os.getpid():
-            _release(path)
+            _release(folder)
 
 
-def _release(path: str) -> None:
-    _held.pop(path, None)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _take(path: str) -> None:
+def _acquire(folder: str) -> FileLock:
+    path = os.path.join(folder, LOCK)
+    lock = FileLock(path, timeout=0)
     while True:
         try:
-            with open(path, "x") as file:
-                file.write(_me())
-            return
-        except FileExistsError:
-            if _take_over(path):
-                return
+            # Our own handle: a file that is open keeps its identity.
+            with open(path, "a") as file:
+                lock.acquire()
+                # The one who had it may have removed the file since it was opened; a lock on a
+                # file that nobody else finds excludes nobody.
+                if os.path.exists(path) and os.path.samestat(
+                    os.fstat(file.fileno()), os.stat(path)
+                ):
+                    return lock
+            lock.release()
+        except Timeout:
+            who = _owner(folder) or "another process"
+            raise Busy(f"{folder} is in use by {who}; wait for it or end it") from None
+        except (NotImplementedError, OSError) as error:
+            raise Unusable(
+                f"{path} cannot be locked ({error}); use an output folder on a file system that "
+                "has file locks and that you can write"
+            ) from None
 
 
-def _take_over(path: str) -> bool:
-    """Whether the lock of an ended process is ours now; false if it is gone, so try again."""
+def _release(folder: str) -> None:
+    _, lock = _held.pop(folder)
+    for name in (OWNER, LOCK):
+        # While it is held, see _acquire; Windows lets nobody remove an open file, so it stays.
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(folder, name))
+    lock.release()
+
+
+def _owner(folder: str) -> str:
+    """Who wrote the file beside the lock, in words; empty if it says nothing."""
     try:
-        file = open(path, "r+")  # noqa: SIM115
-    except FileNotFoundError:
-        return False
-    with file:
-        if fcntl:
-            # Of several that find the lock stale, one takes it: the others read its name next.
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return False
-        except FileNotFoundError:
-            return False
-        who = _parse(file.read())
-        alive = _alive(who) if who else None
-        folder = os.path.dirname(path)
-        if who is None and time.time() - os.path.getmtime(path) < 60:
-            raise Busy(f"{folder} is just being taken by another process; wait for it", True)
-        if alive is None:
-            raise Busy(
-                f"{folder} is in use by {_words(who)}, which cannot be looked after from "
-                f"{socket.gethostname()}; wait for it, or if it has ended, remove {path}",
-                False,
-            )
-        if alive:
-            raise Busy(f"{folder} is in use by {_words(who)}; wait for it or end it", True)
-        file.seek(0)
-        file.truncate()
-        file.write(_me())
-    print(f"{folder} was left by {_words(who)}, which has ended: going on from there")
-    return True
-
-
-def _me() -> str:
-    pid = os.getpid()
-    return json.dumps(
-        {"host": socket.gethostname(), "pid": pid, "born": _born(pid), "since": time.ctime()}
-    )
-
-
-def _parse(text: str) -> Optional[Dict]:
-    try:
-        who = json.loads(text)
-        return who if {"host", "pid"} <= set(who) else None
-    except (ValueError, TypeError):
-        return None
-
-
-def _words(who: Optional[Dict]) -> str:
-    if who is None:
-        return "an unknown process"
-    return f"process {who['pid']} on {who['host']} (since {who.get('since', 'unknown')})"
-
-
-def _alive(who: Dict) -> Optional[bool]:
-    """Whether the process runs; ``None`` where that cannot be known."""
-    if who["host"] != socket.gethostname() or os.name != "posix":
-        return None
-    try:
-        os.kill(who["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    # Process ids are used again, also after a restart of the machine: compare the birth as well.
-    return who.get("born") == _born(who["pid"])
-
-
-def _born(pid: int) -> Optional[str]:
-    """When a process started, in the system's ticks, where the system tells."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+        with open(os.path.join(folder, OWNER), encoding="utf-8") as file:
+            who = json.load(file)
+        return f"process {who['pid']} on {who['host']} (since {who['since']})"
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""

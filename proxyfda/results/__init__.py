@@ -1,9 +1,9 @@
 """Tables of results: ``python -m proxyfda.results OUTPUT``.
 
 Reads the ``result.json`` of every run below ``OUTPUT``, in the layouts of
-:mod:`proxyfda.results.runs`; a run of ours without a valid one is incomplete, whatever else its
-folder holds. Of other codebases' runs it reads the last evaluation in ``log.txt``, which has one
-decimal: their rows are said to be rounded, and never mixed with others in one.
+:mod:`proxyfda.experiments.layout`; a run of ours without a valid one is incomplete, whatever else
+its folder holds. Of other codebases' runs it reads the last evaluation in ``log.txt``, which has
+one decimal: their rows are said to be rounded, and never mixed with others in one.
 
 How numbers are made:
 
@@ -12,7 +12,8 @@ How numbers are made:
   population's, which is smaller by a factor of 0.82 for three seeds). A single seed, and zero-shot
   CLIP, which does not depend on the seed, have none.
 * H: harmonic mean of the two means, as published tables have it; its ± is over the H of each seed.
-* Δnew, Δ: minus the accuracy of ``ZeroshotCLIP`` on the same classes of the same dataset.
+* Δnew, Δ: minus the accuracy of ``ZeroshotCLIP`` on the same classes of the same dataset with the
+  same backbone and weights; a note says where there is none.
 * average: mean over datasets seed by seed, then as above, so its H is that of the averages and its
   ± is over the per-seed averages. It takes only datasets on which every row has results, and for
   each row only seeds complete on all of these; what is left out is named below the table.
@@ -20,42 +21,35 @@ How numbers are made:
   trains less long on ImageNet; the table says so, and it says where runs of one config differ.
 """
 
-from proxyfda.results.names import PREFIXES, REFERENCE, is_zero_shot, plain_trainer
-from proxyfda.results.published import Comparison, compare
-from proxyfda.results.runs import Record, collect
-from proxyfda.results.summary import (
-    AVERAGE,
-    AccuracyRow,
-    Row,
-    Summary,
-    summarise,
-    summarise_accuracy,
-)
-from proxyfda.results.tables import CAPTION, table
+import importlib
 
-__all__ = [
-    "AVERAGE",
-    "CAPTION",
-    "PREFIXES",
-    "REFERENCE",
-    "AccuracyRow",
-    "Comparison",
-    "Record",
-    "Row",
-    "Summary",
-    "collect",
-    "compare",
-    "is_zero_shot",
-    "main",
-    "plain_trainer",
-    "summarise",
-    "summarise_accuracy",
-    "table",
-]
+_HOMES = {
+    "Comparison": "published",
+    "compare": "published",
+    "Record": "runs",
+    "collect": "runs",
+    "AVERAGE": "summary",
+    "AccuracyRow": "summary",
+    "Row": "summary",
+    "Summary": "summary",
+    "summarise": "summary",
+    "summarise_accuracy": "summary",
+    "CAPTION": "tables",
+    "table": "tables",
+    "main": "command",
+}
+
+__all__ = sorted(_HOMES)
 
 
-def main(argv=None):
-    """The command line, see :func:`proxyfda.results.command.main`."""
-    from proxyfda.results import command
+def __getattr__(name):
+    # Lazy: the metrics serve where nothing else of a table's needs is installed.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
-    return command.main(argv)
+
+def __dir__():
+    return sorted(set(globals()) | set(_HOMES))

@@ -1,6 +1,6 @@
 import sys
 
-from proxyfda.results import main
+from proxyfda.results.command import main
 from proxyfda.utils.errors import show_user_errors
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from proxyfda.results.published import compare
 from proxyfda.results.runs import collect
-from proxyfda.results.summary import Summary, summarise, summarise_accuracy
+from proxyfda.results.summary import TABLES, Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
 from proxyfda.utils.errors import BadValue, NotFound
 
-PROTOCOLS = ("base2new", "fewshot", "cross_dataset", "domain_generalization", "zeroshot")
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 
@@ -22,8 +21,8 @@ def sections(records, only=None):
 
     Args:
         records: what :func:`~proxyfda.results.collect` returns.
-        only: one of :data:`PROTOCOLS`, or ``None`` for all that there are runs of; zero-shot
-            results then have a table of their own where no other one shows them.
+        only: one of :data:`~proxyfda.results.summary.TABLES`, or ``None`` for all that there are
+            runs of; zero-shot results then have a table of their own where no other one shows them.
 
     Returns:
         Dict of :class:`~proxyfda.results.Summary` by protocol.
@@ -46,8 +45,8 @@ def sections(records, only=None):
     return tables
 
 
-def strays(records):
-    """A sentence on results that no layout claims; empty if there are none."""
+def outside_of_layouts(records):
+    """A sentence on results in folders that no layout knows; empty if there are none."""
     folders = [r.folder for r in records if not r.protocol]
     if not folders:
         return ""
@@ -84,11 +83,11 @@ def main(argv=None):
         table(summary, form, comparisons if name == "base2new" else None)
         for name, summary in tables.items()
     ]
-    stray = strays(records)
-    if stray and form != "csv":
-        texts.append(f"% {stray}\n" if form == "latex" else f"{stray}\n")
-    elif stray:
-        print(stray, file=sys.stderr)
+    outside = outside_of_layouts(records)
+    if outside and form != "csv":
+        texts.append(f"% {outside}\n" if form == "latex" else f"{outside}\n")
+    elif outside:
+        print(outside, file=sys.stderr)
     text = "\n".join(texts)
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")
@@ -124,7 +123,7 @@ def _parser():
     add(
         "--compare", choices=("published",), help="differences to the published base-to-new figures"
     )
-    add("--protocol", choices=PROTOCOLS, help="this table alone")
+    add("--protocol", choices=TABLES, help="this table alone")
     add("--output", metavar="FILE", help="write to FILE, by its suffix .md, .csv or .tex")
     add("--html", metavar="FILE", help="write a page with tables and figures as well")
     add("--no-curves", dest="curves", action="store_false", help="no training curves on that page")

@@ -1,7 +1,7 @@
 """Figures of results: ``python -m proxyfda.results.figures OUTPUT --out DIR``.
 
 * ``base_new``: base against new accuracy per dataset and on average, with arrows from the plain
-  trainer to the same trainer with FDA and Proxy-FDA.
+  trainer to the same trainer with FDA, Proxy-FDA and other regularisers.
 * ``delta_new``: new accuracy relative to zero-shot CLIP as bars.
 * ``fewshot``: accuracy on all classes against the number of images per class.
 * ``training``: loss, its terms and the training accuracy from the event files, per dataset.
@@ -23,16 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from proxyfda.results import (
-    AVERAGE,
-    PREFIXES,
-    collect,
-    is_zero_shot,
-    plain_trainer,
-    summarise,
-    summarise_accuracy,
-)
+from proxyfda.experiments.names import PREFIXES, is_zero_shot, split_run_name
 from proxyfda.results.curves import read_curves
+from proxyfda.results.runs import collect
+from proxyfda.results.summary import AVERAGE, summarise, summarise_accuracy
 from proxyfda.utils.errors import BadValue, show_user_errors
 
 # Each trio runs from light to dark, so that the order survives in greyscale; what is equally light
@@ -341,12 +335,12 @@ def _drawn(draw, *args):
 def _by_host(rows):
     """Pairs of a tail for names and the rows of a host trainer with zero-shot CLIP's."""
     trainers = dict.fromkeys(row.trainer for row in rows if not is_zero_shot(row.trainer))
-    terms = {}
-    for term, host in map(plain_trainer, trainers):
-        terms.setdefault(host, set()).add(term)
-    own = [host for host in terms if terms[host] != {""}]
+    regularisers = {}
+    for host, regulariser in map(split_run_name, trainers):
+        regularisers.setdefault(host, set()).add(regulariser)
+    own = [host for host, found in regularisers.items() if found != {""}]
     # Hosts that nothing was added to stand in one figure.
-    plain = [host for host in terms if host not in own]
+    plain = [host for host in regularisers if host not in own]
     parts = [[host] for host in own] + [plain] * bool(plain) or [[]]
     for hosts in parts:
         tail = f"_{hosts[0]}" if len(hosts) == 1 else "_others"
@@ -373,7 +367,7 @@ def save_figures(summary, folder, tables=None, curves=None):
 
 
 def _belongs(row, hosts):
-    return is_zero_shot(row.trainer) or plain_trainer(row.trainer)[1] in hosts
+    return is_zero_shot(row.trainer) or split_run_name(row.trainer)[0] in hosts
 
 
 def _save(figure, stem):
@@ -389,12 +383,16 @@ def _styles(rows):
 
 
 def _styles_of(trainers):
-    """Style by name: that of the term if each occurs once, otherwise in the order of names."""
+    """Style by name: that of the regulariser if each occurs once, else in the order of names."""
     learned = [name for name, trainer in trainers.items() if not is_zero_shot(trainer)]
-    terms = [PREFIXES.index(plain_trainer(trainers[name])[0]) for name in learned]
-    if len(set(terms)) < len(terms):
-        terms = range(len(learned))
-    styles = {name: _STYLES[term % len(_STYLES)] for name, term in zip(learned, terms)}
+    regularisers = [split_run_name(trainers[name])[1] for name in learned]
+    places = range(len(learned))
+    if len(set(regularisers)) == len(regularisers):
+        # Plain, FDA and Proxy-FDA look the same in every figure, with whatever else is in it.
+        known = ["", *PREFIXES.values()]
+        known += [regulariser for regulariser in regularisers if regulariser not in known]
+        places = [known.index(regulariser) for regulariser in regularisers]
+    styles = {name: _STYLES[place % len(_STYLES)] for name, place in zip(learned, places)}
     return {name: styles.get(name, _ZERO_SHOT) for name in trainers}
 
 
@@ -416,7 +414,7 @@ def _title(rows, dataset):
 def _panel(axes, rows, styles):
     zero = next((row for row in rows if is_zero_shot(row.trainer)), None)
     learned = [row for row in rows if not is_zero_shot(row.trainer)]
-    plain = next((row for row in learned if not plain_trainer(row.trainer)[0]), None)
+    plain = next((row for row in learned if not split_run_name(row.trainer)[1]), None)
     for row in rows:
         axes.errorbar(
             row.base,

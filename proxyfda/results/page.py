@@ -158,7 +158,17 @@ def _run_table(records):
     for name, r in names_of(records):
         if r.accuracy is not None:
             rows.setdefault((r.protocol, name), []).append(r)
-    heads = ("protocol", "trainer", "config", "shots", "seeds", "backbone", "versions", "time")
+    heads = (
+        "protocol",
+        "trainer",
+        "regulariser",
+        "config",
+        "shots",
+        "seeds",
+        "backbone",
+        "versions",
+        "time",
+    )
     lines = []
     for (protocol, name), runs in rows.items():
         seconds = sum((r.details.get("time") or {}).get("run", 0.0) for r in runs)
@@ -172,10 +182,11 @@ def _run_table(records):
         cells = (
             protocol,
             name,
+            _several(_regulariser(r.details.get("regulariser")) for r in runs),
             _several(r.config for r in runs),
             _several(r.shots for r in runs if r.shots > 0),
             _several(r.seed for r in runs if r.seed is not None),
-            _several((r.details.get("cfg") or {}).get("MODEL.BACKBONE.NAME", "") for r in runs),
+            _several((r.details.get("backbone") or ("",))[0] for r in runs),
             _several(" ".join(f"{key} {value}" for key, value in v.items()) for v in versions),
             f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min",
         )
@@ -188,6 +199,15 @@ def _run_table(records):
         '<p class="quiet">Time is the sum over runs of training and evaluation, without loading; '
         "logs of other codebases have none.</p>"
     )
+
+
+def _regulariser(found):
+    """A regulariser with its weight and options, in words; empty if there is none."""
+    if not found:
+        return ""
+    weight = {"λ": found["weight"]} if "weight" in found else {}
+    words = [f"{key} {value}" for key, value in {**weight, **(found.get("options") or {})}.items()]
+    return f"{found['name']} ({', '.join(words)})" if words else found["name"]
 
 
 def _several(values):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import csv
 import statistics
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
+from proxyfda.benchmarks import BENCHMARKS, TITLES, dataset_key
+from proxyfda.experiments.names import REFERENCE, split_run_name
 from proxyfda.results.metrics import harmonic_mean
-from proxyfda.results.names import BENCHMARKS, REFERENCE, TITLES, dataset_key, plain_trainer
 from proxyfda.results.summary import AVERAGE, Row
 
 BACKBONE, SHOTS = "ViT-B/16", 16
@@ -33,7 +34,7 @@ class Comparison:
     source: str
 
 
-@cache
+@lru_cache(maxsize=None)  # noqa: UP033  (Python 3.8)
 def published():
     """Dict of (base, new, source) by method and dataset (its title, or ``average``)."""
     with open(Path(__file__).with_name("published.csv"), newline="", encoding="utf-8") as file:
@@ -48,13 +49,13 @@ def published():
 
 
 def method_of(trainer):
-    """Name of a trainer among the published methods, or ``None``."""
+    """Name of a run's trainer among the published methods, or ``None``."""
     methods = {method.lower(): method for method, _ in published()}
     if trainer == REFERENCE:
         return methods["clip"]
-    prefix, host = plain_trainer(trainer)
-    names = {"": host, "ProxyFDA": f"{host}+Proxy-FDA"}
-    return methods.get(names.get(prefix, "").lower()) if host.lower() != "clip" else None
+    host, regulariser = split_run_name(trainer)
+    names = {"": host, "proxy_fda": f"{host}+Proxy-FDA"}
+    return methods.get(names.get(regulariser, "").lower()) if host.lower() != "clip" else None
 
 
 def compare(summary, records):
@@ -69,15 +70,15 @@ def compare(summary, records):
         compared and why. The average is compared with the published one where it is over the
         eleven benchmarks, otherwise with that of the published figures of the same datasets.
     """
-    found, untold = [], {}
+    found, left_out = [], {}
 
     def skip(row, why):
-        untold.setdefault(why, []).append(row)
+        left_out.setdefault(why, []).append(row)
 
     own = {r.dataset for r in records if _is_other_dataset(r)}
     backbones = {}
     for r in records:
-        name = (r.details.get("cfg") or {}).get("MODEL.BACKBONE.NAME")
+        name = (r.details.get("backbone") or ("",))[0]
         if name and r.protocol == "base2new":
             backbones.setdefault((r.trainer, r.config, r.dataset), set()).add(name)
     for row in summary.rows:
@@ -85,13 +86,13 @@ def compare(summary, records):
         used = set().union(
             *(backbones.get((row.trainer, row.config, d), set()) for d in row.datasets)
         )
-        strangers = [d for d in row.datasets if TITLES.get(d) not in BENCHMARKS or d in own]
+        unpublished = [d for d in row.datasets if d not in BENCHMARKS or d in own]
         if row.base is None and row.new is None:
             continue
-        if strangers:
+        if unpublished:
             if row.dataset != AVERAGE:
                 skip(row, "dataset")
-            elif len(strangers) < len(row.datasets):
+            elif len(unpublished) < len(row.datasets):
                 skip(row, "other average")
         elif method is None:
             skip(row, "method")
@@ -104,7 +105,7 @@ def compare(summary, records):
         else:
             base, new, source = figures
             found.append(Comparison(row, method, base, new, harmonic_mean(base, new), source))
-    return found, [_untold(why, rows) for why, rows in untold.items()]
+    return found, [_left_out(why, rows) for why, rows in left_out.items()]
 
 
 def _is_other_dataset(record):
@@ -115,7 +116,7 @@ def _is_other_dataset(record):
 
 def _figures(method, row):
     titles = [TITLES[dataset] for dataset in row.datasets]
-    if row.dataset == AVERAGE and set(titles) == set(BENCHMARKS):
+    if row.dataset == AVERAGE and set(row.datasets) == set(BENCHMARKS):
         titles = [AVERAGE]
     figures = [published().get((method, title)) for title in titles]
     if None in figures:
@@ -123,7 +124,7 @@ def _figures(method, row):
     return (*(statistics.fmean(f[i] for f in figures) for i in (0, 1)), figures[0][2])
 
 
-def _untold(why, rows):
+def _left_out(why, rows):
     names = _and(row.name for row in rows)
     if why == "dataset":
         return f"There are no published figures for {_and(row.title for row in rows)}."

@@ -1,47 +1,33 @@
 """Find and read runs: the ``result.json`` of ours, the ``log.txt`` of other codebases.
 
-Where a run lies says what it is. These are the layouts of the CoOp family, ours among them
-(``<cfg>_<K>shots`` may be followed by one more folder, as CoOp's ``nctx16_cscFalse_ctpend``):
-
-* base to new: ``{train_base,test_base,test_new}/<dataset>/shots_<K>/<trainer>/<cfg>/seed<S>``
-* few-shot: ``<dataset>/<trainer>/<cfg>_<K>shots/seed<S>``
-* transfer, that is cross-dataset and domain generalisation:
-  ``evaluation/<trainer>/<cfg>_<K>shots/<dataset>/seed<S>``
-* zero-shot on all classes: ``ZeroshotCLIP/<cfg>/<dataset>``
+Where a run lies says what it is (:mod:`proxyfda.experiments.layout`). What it was trained on, with
+which backbone and regulariser, is read from its ``result.json``; logs are read of other codebases'
+runs alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from proxyfda.results.names import TITLES, dataset_key, is_zero_shot
+from proxyfda.benchmarks import TITLES, dataset_key
+from proxyfda.experiments import layout
+from proxyfda.experiments import record as results_file
+from proxyfda.experiments.names import is_zero_shot
 from proxyfda.utils.errors import BadValue, NotFound
-
-PROTOCOLS = ("base2new", "fewshot", "transfer", "zeroshot")
-_TAIL = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
-_LAYOUTS = {
-    "base2new": r"(?P<folder>train|train_base|test_base|test_new)/(?P<dataset>[^/]+)"
-    r"/shots_(?P<shots>-?\d+)/(?P<trainer>[^/]+)/(?P<config>[^/]+)/seed(?P<seed>-?\d+)",
-    "transfer": rf"evaluation/(?P<trainer>[^/]+)/{_TAIL}/(?P<dataset>[^/]+)/seed(?P<seed>-?\d+)",
-    "fewshot": rf"(?P<dataset>[^/]+)/(?P<trainer>[^/]+)/{_TAIL}/seed(?P<seed>-?\d+)",
-    "zeroshot": r"(?P<trainer>ZeroshotCLIP\d*)/(?P<config>[^/]+)/(?P<dataset>[^/]+)"
-    r"(?:/seed(?P<seed>-?\d+))?",
-}
-_PARTS = {"train_base": "base", "test_base": "base", "test_new": "new"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run: the accuracy of a trainer on a dataset with a seed.
+    """A run: the accuracy of a trainer on a dataset with a seed.
 
     Attributes:
         part: ``base``, ``new`` or ``all``, the classes.
         dataset, trainer, config, shots, seed: from the folder names (config with the folder that
-            may follow it); benchmarks under their config names.
+            may follow it); benchmarks under their config names, and the trainer is the run's name,
+            such as ``CoOp+rkd``.
         accuracy: in percent, ``None`` if the run is incomplete; unrounded unless from a log.
         fault: why it is incomplete, otherwise empty.
         title: the dataset's name according to the result, else its folder's.
@@ -52,7 +38,8 @@ class Record:
         log: whether it was read from a log, so that the accuracy is rounded.
         remark: what has to be said about it below a table, otherwise empty.
         details: as far as known ``cfg`` (flat, values as text), ``versions``, ``time``, ``engine``,
-            and ``source``, the dataset that the model of a transfer run was trained on.
+            ``backbone`` (pair of its name and weights), ``regulariser`` (dict), and ``source``, the
+            dataset that the model of a transfer run was trained on.
     """
 
     part: str
@@ -102,12 +89,12 @@ def collect(*outputs, split="test"):
     """
     found, elsewhere = {}, {}
     for output in outputs:
-        for record, its_split in _settled(list(_runs(*_labelled(output)))):
+        for record, its_split in _with_owner(list(_runs(*_labelled(output)))):
             wanted = its_split in ("", split)
             place = record.place
             for other in (found.get(place), elsewhere.get(place, [None])[0]):
                 if other is not None:
-                    record = _one_of(other, record)
+                    record = _choose(other, record)
             if wanted or place in found:
                 found[place] = record
             else:
@@ -135,8 +122,8 @@ def collect(*outputs, split="test"):
     return [found[place] for place in sorted(found)]
 
 
-def _settled(runs):
-    """Give empty folders among the runs of another codebase to that one."""
+def _with_owner(runs):
+    """The same runs, with empty folders counted as another codebase's among runs of it."""
     logs = {r.place[:4] for r, _ in runs if r.log}
     ours = {r.place[:4] for r, _ in runs if not r.log and not _empty(r)}
     foreign = logs - ours
@@ -147,8 +134,7 @@ def _settled(runs):
 
 
 def _empty(record):
-    files = ("result.json", "config.yaml", "log.txt")
-    return not any(os.path.isfile(os.path.join(record.folder, name)) for name in files)
+    return not layout.has_any(record.folder)
 
 
 def _labelled(output):
@@ -158,15 +144,19 @@ def _labelled(output):
     return output, ""
 
 
-def _one_of(first, second):
-    """Of two records at the same place: base results may be in train_base and in test_base."""
-    folders = [_match(r.folder)[1].get("folder") for r in (first, second)]
-    if set(folders) != {"train_base", "test_base"}:
+def _choose(first, second):
+    """The one to show of two records of the same run: base results may lie in two folders.
+
+    Raises:
+        BadValue: any other run that is there twice.
+    """
+    parts = [layout.parse(r.folder).part for r in (first, second)]
+    if set(parts) != {layout.TRAIN_BASE, layout.TEST_BASE}:
         raise BadValue(
             f"{second.folder} and {first.folder} are the same run; give one of the folders, or "
             "name the two outputs by LABEL=FOLDER"
         )
-    trained, tested = (first, second) if folders[0] == "train_base" else (second, first)
+    trained, tested = (first, second) if parts[0] == layout.TRAIN_BASE else (second, first)
     if trained.accuracy is None or tested.accuracy is None:
         return trained if tested.accuracy is None else tested
     if abs(trained.accuracy - tested.accuracy) > 0.1:
@@ -178,34 +168,22 @@ def _one_of(first, second):
     return trained
 
 
-def _match(folder):
-    """Protocol and fields of a run's folder; ``("", {})`` where no layout fits."""
-    path = os.path.abspath(folder).replace(os.sep, "/")
-    for protocol, pattern in _LAYOUTS.items():
-        match = re.search(f"(?:^|/){pattern}$", path)
-        if match:
-            return protocol, match.groupdict()
-    return "", {}
-
-
 def _runs(output, label):
     """Pairs of a record and the split of its result (empty if unknown)."""
     if not os.path.isdir(output):
         raise NotFound(f"{output} is no folder; give the output folder of the scripts")
     known = False
-    for folder in _folders(str(output)):
-        protocol, names = _match(folder)
-        if names.get("folder") == "train":
-            continue  # training of a validation sweep, which is evaluated in a folder of its own
-        if not protocol:
-            if any(os.path.isfile(os.path.join(folder, f)) for f in ("result.json", "log.txt")):
-                yield (
-                    Record("", folder, "", "", 0, None, folder=folder, protocol="", label=label),
-                    "",
-                )
+    for folder in layout.run_folders(str(output)):
+        place = layout.parse(folder)
+        if place is None:
+            if layout.has_any(folder, (layout.RESULT, layout.LOG)):
+                unknown = Record("", folder, "", "", 0, None, folder=folder, protocol="")
+                yield replace(unknown, label=label), ""
             continue
+        if place.part == layout.TRAIN:
+            continue  # training of a validation sweep, which is evaluated in a folder of its own
         known = True
-        yield _read(Path(folder), protocol, names, label)
+        yield _read(Path(folder), place, label)
     if not known:
         raise NotFound(
             f"{output} has no base2new/train_base or base2new/test_new, and no runs in another "
@@ -213,88 +191,87 @@ def _runs(output, label):
         )
 
 
-def _folders(top):
-    """Folders of runs: every ``seed<S>``, and every other one with a result of its own."""
-    seen = set()
-    for folder, below, files in os.walk(top, followlinks=True):
-        below.sort()
-        if os.path.realpath(folder) in seen:
-            below.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        name = os.path.basename(os.path.abspath(folder))
-        if re.fullmatch(r"seed-?\d+", name) or {"result.json", "log.txt"} & set(files):
-            below.clear()
-            yield folder
-
-
-def _read(folder, protocol, names, label):
-    trainer, shots, seed = names["trainer"], names.get("shots"), names.get("seed")
-    if is_zero_shot(trainer) and protocol != "base2new":
-        protocol = "zeroshot"
-    config = "/".join(filter(None, (names["config"], names.get("variant"))))
-    dataset = dataset_key(names["dataset"])
+def _read(folder, place, label):
+    zero_shot = is_zero_shot(place.name) and place.protocol != "base2new"
+    dataset = dataset_key(place.dataset)
     record = Record(
-        part=_PARTS.get(names.get("folder"), "all"),
+        part=place.classes,
         dataset=dataset,
-        trainer=trainer,
-        config=config,
-        shots=0 if protocol == "zeroshot" else int(shots),
-        seed=None if seed is None else int(seed),
-        title=TITLES.get(dataset, names["dataset"]),
+        trainer=place.name,
+        config=place.config,
+        shots=0 if zero_shot else place.shots,
+        seed=place.seed,
+        title=TITLES.get(dataset, place.dataset),
         folder=str(folder),
-        protocol=protocol,
+        protocol="zeroshot" if zero_shot else place.protocol,
         label=label,
     )
-    if (folder / "result.json").is_file():
-        return _read_result(folder / "result.json", record)
+    if (folder / layout.RESULT).is_file():
+        return _read_result(record)
     # Our runs have a config.yaml, and end with a result.json: their logs do not count.
-    if not (folder / "config.yaml").is_file():
-        logs = sorted(folder.glob("log.txt*"))
+    if not (folder / layout.CONFIG).is_file():
+        logs = sorted(folder.glob(f"{layout.LOG}*"))
         if logs:
             return _read_logs(logs, replace(record, log=True))
     return replace(record, fault="not finished"), ""
 
 
-def _told(record, subsample, names):
+def _mismatch(record, found):
     """Why a result is not of the run that its place says it is; empty if it is.
 
     A copied folder, or base results twice. Evaluations may have been made without sampling (-1
     shots), and those on other datasets say nothing of shots.
+
+    Args:
+        found: what the result says: ``trainer`` (the run's name), ``subsample``, ``seed``,
+            ``shots``, ``protocol``; what it says nothing of is missing or ``None``.
     """
     expected = {"subsample": record.part, "trainer": record.trainer}
-    if record.protocol != "zeroshot":
-        expected["seed"] = record.seed
-    if record.protocol in ("base2new", "fewshot") and names.get("shots") != -1:
+    if record.protocol != "zeroshot":  # wherever it was run, and with whatever seed
+        expected.update(protocol=record.protocol, seed=record.seed)
+    if record.protocol in ("base2new", "fewshot") and found.get("shots") != -1:
         expected["shots"] = record.shots
-    found = {"subsample": subsample, **names}
     for name, value in expected.items():
-        if found.get(name, value) not in (value, None):
+        if found.get(name) not in (value, None):
             return f"is of another run, its {name} is {found[name]}"
     return ""
 
 
-def _read_result(path, record):
-    def incomplete(fault):
-        return replace(record, fault=f"{path} {fault}"), ""
-
+def _read_result(record):
+    path = os.path.join(record.folder, layout.RESULT)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        accuracy = float(result["accuracy"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return incomplete("is unreadable")
-    if not 0 <= accuracy <= 100:
-        return incomplete(f"has accuracy {accuracy}")
-    fault = _told(record, result.get("subsample"), result)
+        result = results_file.read(record.folder)
+    except (BadValue, NotFound) as error:
+        return replace(record, fault=str(error)), ""
+    names = ("protocol", "subsample", "seed", "shots")
+    found = {"trainer": result.get("name") or result.get("trainer")}
+    fault = _mismatch(record, {**found, **{name: result.get(name) for name in names}})
     if fault:
-        return incomplete(fault)
-    details = {name: result[name] for name in ("versions", "time", "engine") if result.get(name)}
-    details["cfg"] = dict(_flat(result.get("cfg") or {}))
-    if record.protocol == "transfer":
-        details.update(_source(_text(path.with_name("log.txt"))))
+        return replace(record, fault=f"{path} {fault}"), ""
+    names = ("versions", "time", "engine", "regulariser")
+    details = {name: result[name] for name in names if result.get(name)}
+    details["cfg"] = {key: str(value) for key, value in _flat(result.get("cfg") or {})}
+    backbone = result.get("backbone") or {}
+    details["backbone"] = (
+        _backbone_of(details["cfg"])
+        if not backbone
+        else (
+            backbone["name"],
+            *(str(backbone[key]) for key in ("weights", "bytes") if key in backbone),
+        )
+    )
+    if record.protocol == "transfer" and result.get("source"):
+        details["source"] = result["source"]
     title = record.title if record.dataset in TITLES else result.get("dataset") or record.title
-    record = replace(record, accuracy=accuracy, title=str(title), details=details)
+    record = replace(record, accuracy=float(result["accuracy"]), title=str(title), details=details)
     return record, str(result.get("split") or "")
+
+
+def _backbone_of(cfg, weights=""):
+    """Name and weights of the backbone in a flat config; ``None`` where it does not say."""
+    if "MODEL.BACKBONE.NAME" not in cfg:
+        return None
+    return cfg["MODEL.BACKBONE.NAME"], cfg.get("MODEL.BACKBONE.WEIGHTS", weights)
 
 
 def _flat(tree, prefix=""):
@@ -302,13 +279,13 @@ def _flat(tree, prefix=""):
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, str(value)
+            yield prefix + key, value
 
 
 def _read_logs(paths, record):
     """The result of log.txt, else of the newest of the later logs that has one."""
     read = {path: _read_log(path, record) for path in paths}
-    order = sorted(paths, key=lambda path: (path.name == "log.txt", path.name), reverse=True)
+    order = sorted(paths, key=lambda path: (path.name == layout.LOG, path.name), reverse=True)
     taken = next((path for path in order if read[path][0].accuracy is not None), order[0])
     record, split = read[taken]
     others = [
@@ -338,15 +315,17 @@ def _read_log(path, record):
     if not 0 <= accuracy <= 100:
         return incomplete(f"has accuracy {accuracy}")
     cfg = _printed_config(head)
-    names = {"trainer": cfg.get("TRAINER.NAME")}
+    said = {"trainer": cfg.get("TRAINER.NAME"), "subsample": cfg.get("DATASET.SUBSAMPLE_CLASSES")}
     for name, key in (("seed", "SEED"), ("shots", "DATASET.NUM_SHOTS")):
         if re.fullmatch(r"-?\d+", cfg.get(key, "")):
-            names[name] = int(cfg[key])
-    fault = _told(record, cfg.get("DATASET.SUBSAMPLE_CLASSES"), names)
+            said[name] = int(cfg[key])
+    fault = _mismatch(record, said)
     if fault:
         return incomplete(fault)
     splits = re.findall(r"[Ee]valuat\w* on (?:the )?\*?(\w+)\*? set", head)
-    details = {"cfg": cfg, **(_source(head) if record.protocol == "transfer" else {})}
+    # The family's other codebases know OpenAI's weights alone.
+    details = {"cfg": cfg, "backbone": _backbone_of(cfg, "openai")}
+    details.update(_source(head) if record.protocol == "transfer" else {})
     record = replace(record, accuracy=accuracy, details=details)
     return record, splits[-1] if splits else ""
 
@@ -361,9 +340,9 @@ def _text(path):
 def _source(text):
     """``{"source": dataset}`` where a log names the checkpoint of a training folder."""
     loaded = re.findall(r'Loading weights to \S+ from "([^"]+)"', text)
-    run = re.match(r"(.*/seed-?\d+)/", loaded[-1].replace("\\", "/")) if loaded else None
-    dataset = _match(run[1])[1].get("dataset") if run else None
-    return {"source": dataset_key(dataset)} if dataset else {}
+    folder = layout.run_folder_of(loaded[-1]) if loaded else ""
+    place = layout.parse(folder) if folder else None
+    return {"source": dataset_key(place.dataset)} if place else {}
 
 
 def _printed_config(text):

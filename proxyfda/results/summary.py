@@ -7,24 +7,20 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from proxyfda.benchmarks import BENCHMARKS, SHIFTED, TITLES
+from proxyfda.experiments.names import REFERENCE, is_zero_shot
 from proxyfda.results.metrics import harmonic_mean
-from proxyfda.results.names import (
-    BENCHMARKS,
-    REFERENCE,
-    SHIFTED,
-    TITLES,
-    is_zero_shot,
-    known_first,
-    trainer_order,
-)
+from proxyfda.results.names import known_first, trainer_order
+
+TABLES = ("base2new", "fewshot", "cross_dataset", "domain_generalization", "zeroshot")
+"""The tables that there are; runs of the protocol ``transfer`` make two of them."""
 
 AVERAGE = "average"
 BASE_NEW = ("base", "new")
 # What may differ between the runs of one row: it is not a choice of the method.
 _FREE = (
     "OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "USE_CUDA", "VERSION", "DATASET.", "TEST.",
-    "DATALOADER.NUM_WORKERS", "DATALOADER.TEST.", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ",
-    "MODEL.INIT_WEIGHTS",
+    "DATALOADER.TEST.", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "MODEL.INIT_WEIGHTS",
 )  # fmt: skip
 
 
@@ -142,7 +138,10 @@ def summarise_accuracy(records):
     fewshot = [r for r in records if r.protocol == "fewshot"]
     transfer = [r for r in records if r.protocol == "transfer"]
     # Training on the source is an ordinary few-shot run; the evaluations go by the same names.
-    evaluated = {(_setting(r), r.details.get("source") or "imagenet") for r in transfer}
+    # Other codebases know ImageNet alone as a source, so theirs may leave it unsaid.
+    evaluated = {
+        (_setting(r), r.details.get("source") or ("imagenet" if r.log else "")) for r in transfer
+    }
     sources = [r for r in fewshot if (_setting(r), r.dataset) in evaluated]
     # What was trained as a source alone makes no few-shot table.
     tried = {(*_family(r), r.config) for r in fewshot if (_setting(r), r.dataset) not in evaluated}
@@ -183,7 +182,7 @@ class _Cells:
     """
 
     def __init__(self, records, part):
-        runs, self.faults, self._configs = {}, {}, {}
+        runs, self.faults, self._configs, self._backbones = {}, {}, {}, {}
         self._group_of = _groups(records, part)
         for r in records:
             group = self._group_of[_family(r), r.config]
@@ -192,6 +191,7 @@ class _Cells:
                 self.faults[place] = r.fault
             else:
                 runs.setdefault(place, []).append(r.accuracy)
+                self._backbones.setdefault(place[:2], set()).add(r.details.get("backbone"))
             self._configs.setdefault(place[:2], set()).add(r.config)
         self.values = {place: statistics.fmean(found) for place, found in runs.items()}
         self.uneven = [place for place, found in runs.items() if max(found) - min(found) > 1e-6]
@@ -253,15 +253,18 @@ class _Cells:
     def zero_shot(self, group, datasets, part):
         """Accuracy of zero-shot CLIP over ``datasets``, as the reference of a row.
 
-        That of the same output and config where there are several, otherwise the one that all
-        agree on; ``None`` if there is none for one of the datasets.
+        Only results with the same backbone and weights count. Where there are several, it is that
+        of the same output and config, otherwise the one that all agree on; ``None`` if there is
+        none for one of the datasets.
         """
         found = []
         for dataset in datasets:
             here = {
                 other: self.values[other, dataset, None, part]
                 for other in self.groups
-                if other.trainer == REFERENCE and (other, dataset, None, part) in self.values
+                if other.trainer == REFERENCE
+                and (other, dataset, None, part) in self.values
+                and self._backbones[other, dataset] == self._backbones.get((group, dataset))
             }
             own = {g: v for g, v in here.items() if (g.label, g.log) == (group.label, group.log)}
             here = own or here
@@ -272,6 +275,26 @@ class _Cells:
                 return None
             found.append(values[0])
         return statistics.fmean(found) if found else None
+
+    def without_reference(self, groups, delta):
+        """Sentences on rows that have no difference to zero-shot CLIP.
+
+        Args:
+            groups: of the rows.
+            delta: the name of the difference.
+        """
+        if not any(group.trainer == REFERENCE for group in self.groups):
+            return [f"There is no {delta} without {REFERENCE} in the same output."]
+        together = {}
+        for group in groups:
+            backbones = {_backbone_in_words(b) for (g, _), found in self._backbones.items()
+                         if g == group for b in found}  # fmt: skip
+            together.setdefault(" or ".join(sorted(backbones)), []).append(self.names[group])
+        return [
+            f"No {delta} for {', '.join(names)} where {REFERENCE} has no result with the same "
+            f"backbone and weights ({backbone}), or several of which none has the row's config."
+            for backbone, names in together.items()
+        ]
 
     def notes(self, records):
         """What has to be said whatever the table is; and whether settings are the same."""
@@ -309,9 +332,13 @@ class _Cells:
         torch = Counter((r.details.get("versions") or {}).get("torch") for r in records)
         torch.pop(None, None)
         if len(torch) > 1:
-            told = ", ".join(f"{version} ({n} runs)" for version, n in sorted(torch.items()))
-            notes.append(f"The runs are of several versions of torch: {told}.")
+            versions = ", ".join(f"{version} ({n} runs)" for version, n in sorted(torch.items()))
+            notes.append(f"The runs are of several versions of torch: {versions}.")
         return mixed + notes, not mixed
+
+
+def _backbone_in_words(backbone):
+    return ", ".join(backbone) if backbone else "which the runs do not tell"
 
 
 def _family(record):
@@ -362,16 +389,16 @@ def _different(records):
             if len(values) == 1 or key.startswith(_FREE):
                 continue
             ways = sorted(values.items(), key=lambda item: -len(item[1]))
-            told = [f"{value or repr('')} in {_runs_named(found)}" for value, found in ways]
+            texts = [f"{value or repr('')} in {_runs_named(found)}" for value, found in ways]
             whole = all(len(found) == 1 for found in cells.values())
-            (between if whole else inside).append(f"{key} is {' and '.join(told)}")
+            (between if whole else inside).append(f"{key} is {' and '.join(texts)}")
     sources = {}
     for r in records:
         if r.details.get("source"):
             sources.setdefault(r.details["source"], []).append(r)
     if len(sources) > 1:
-        told = [f"{source} for {_runs_named(found)}" for source, found in sorted(sources.items())]
-        inside.append(f"it was trained on {' and '.join(told)}")
+        texts = [f"{source} for {_runs_named(found)}" for source, found in sorted(sources.items())]
+        inside.append(f"it was trained on {' and '.join(texts)}")
     return [_cut(texts) for texts in (inside, between)]
 
 
@@ -446,14 +473,14 @@ def _put(numbers, name, value, spread):
 def _base_to_new(records, shots):
     cells = _Cells(records, lambda r: r.part)
     titles, names, datasets = cells.titles, cells.names, cells.datasets
-    rows, gaps, unpaired = [], [], []
+    rows, gaps, unpaired = [], [], {}
 
     def add(group, chosen, seeds, **more):
         base, new = (cells.means(group, chosen, seeds, part) for part in BASE_NEW)
         learned = not is_zero_shot(group.trainer)
         reference = cells.zero_shot(group, chosen, "new") if learned else None
-        if learned and new and reference is None and names[group] not in unpaired:
-            unpaired.append(names[group])
+        if learned and new and reference is None:
+            unpaired[group] = True
         configs = {cells.config(group, dataset) for dataset in chosen}
         rows.append(
             Row(
@@ -486,7 +513,7 @@ def _base_to_new(records, shots):
         def complete(group, dataset):
             return cells.complete(group, dataset, BASE_NEW)
 
-        # A row that has nothing yet shall not take the average from the others.
+        # A row without any result does not restrict the average of the others.
         begun = [g for g in cells.groups if any(complete(g, d) for d in datasets)]
         shared = [d for d in datasets if begun and all(complete(g, d) for g in begun)]
         left_out = _left_out(shared, datasets, titles, "with both base and new")
@@ -502,13 +529,8 @@ def _base_to_new(records, shots):
             add(group, shared, seeds, complete=not left_out and not lacking, **more)
         notes += _without(dropped)
 
-    if not any(group.trainer == REFERENCE for group in cells.groups):
-        notes.append(f"There is no Δnew without {REFERENCE} in the same output.")
-    elif unpaired:
-        notes.append(
-            f"No Δnew for {', '.join(unpaired)} where {REFERENCE} is missing, or has other results "
-            "with other configs of which none is the row's."
-        )
+    if unpaired or not any(group.trainer == REFERENCE for group in cells.groups):
+        notes += cells.without_reference(unpaired, "Δnew")
     general, uniform = cells.notes(records)
     return Summary(rows, notes + general, uniform)
 
@@ -558,16 +580,18 @@ def _accuracies(protocol, records, zero, sources=()):
     titles, names = cells.titles, cells.names
     trained_on = {r.dataset for r in sources} - targets
     order = sorted(cells.datasets, key=lambda d: d not in trained_on)
-    notes, gaps, rows = [], [], []
+    notes, gaps, rows, unpaired = [], [], [], {}
 
     def add(group, shots, chosen, seeds, **more):
         accuracies = cells.means(group, chosen, seeds, shots)
         numbers = {}
         if accuracies:
             _put(numbers, "accuracy", statistics.fmean(accuracies), accuracies)
-            reference = cells.zero_shot(group, chosen, 0)
-            if reference is not None and not is_zero_shot(group.trainer):
+            reference = None if is_zero_shot(group.trainer) else cells.zero_shot(group, chosen, 0)
+            if reference is not None:
                 _put(numbers, "delta", numbers["accuracy"] - reference, accuracies)
+            elif not is_zero_shot(group.trainer):
+                unpaired[group] = True
         configs = {cells.config(group, dataset) for dataset in chosen}
         rows.append(
             AccuracyRow(
@@ -604,13 +628,13 @@ def _accuracies(protocol, records, zero, sources=()):
     averaged = [d for d in order if d in targets] if targets else order
     if protocol == "zeroshot":
         # Over the eleven benchmarks alone where they are there: variants of ImageNet are extra.
-        averaged = [d for d in order if titles[d] in BENCHMARKS] or order
+        averaged = [d for d in order if d in BENCHMARKS] or order
     if len(averaged) > 1:
 
         def whole(group, dataset):
             return all(cells.complete(group, dataset, [k]) for k in cells.parts[group])
 
-        # Zero-shot results are there for comparison and shall not take it either.
+        # Zero-shot results are there for comparison and do not restrict it either.
         groups = [g for g in cells.groups if not learned or not is_zero_shot(g.trainer)]
         begun = [g for g in groups if any(whole(g, d) for d in averaged)]
         shared = [d for d in averaged if begun and all(whole(g, d) for g in begun)]
@@ -634,5 +658,7 @@ def _accuracies(protocol, records, zero, sources=()):
                 more = {"dataset": AVERAGE, "title": AVERAGE}
                 add(group, shots, shared, seeds, complete=not left_out and not lacking, **more)
         notes += _without(dropped)
+    if unpaired and any(group.trainer == REFERENCE for group in cells.groups):
+        notes += cells.without_reference(unpaired, "Δ")
     general, uniform = cells.notes(chosen)
     return Summary(rows, notes + general, uniform)

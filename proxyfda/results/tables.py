@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass, field, fields, replace
 
-from proxyfda.results.names import is_zero_shot
+from proxyfda.experiments.names import is_zero_shot
 from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
 from proxyfda.utils.errors import BadValue
 
@@ -170,8 +170,8 @@ def _fewshot_block(rows):
         counts = [len(row.seeds) for row in by_shots.values()]
         first = next(iter(by_shots.values()))
         few, many = min(counts), max(counts)
-        told = "" if is_zero_shot(first.trainer) else str(many) if few == many else f"{few}-{many}"
-        cells.append((first, (*values, told)))
+        seeds = str(many) if few == many else f"{few}-{many}"
+        cells.append((first, (*values, "" if is_zero_shot(first.trainer) else seeds)))
     heads = ("dataset", "trainer", *(_shots(k) for k in shots), "seeds")
     caption = f"{_MEAN}; columns are images per class."
     return Block(_TITLES["fewshot"], heads, _with_titles(rows, cells), caption)

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,3 +31,15 @@ def test_many():
 def test_bad_input(base, new):
     with pytest.raises(ValueError):
         harmonic_mean(base, new)
+
+
+def test_it_needs_no_third_party_package():
+    # -S: the folder of installed packages is not searched.
+    code = "from proxyfda.results.metrics import harmonic_mean; print(harmonic_mean(60, 30))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "40.0\n", done.stderr

@@ -86,7 +86,8 @@ class _Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def full_output(tmp_path_factory):
     output = write_runs(tmp_path_factory.mktemp("page") / "output", NUMBERS)
-    write_run(output, "base", "dtd", "MaPLe", 1, 70)
+    options = {"name": "rkd", "weight": 3.0, "options": {"distance": 1.0}}
+    write_run(output, "base", "dtd", "MaPLe", 1, 70, regulariser=options)
     run_folder(output, "new", "dtd", "MaPLe", 1).mkdir(parents=True)
     folder = run_folder(output, "base", "dtd", "CoOp", 1)
     write_events(folder, [{"train/loss": [(0, 2.0), (1, 1.0)]}])
@@ -112,6 +113,7 @@ class TestPage:
         reader = _Reader(page)
         words = " ".join(reader.words)
         for text in ("41.50 ± 2.12", "my_birds & bees", "80.50 (+1.06)", "What was run",
+                     "rkd (λ 3.0, distance 1.0)",
                      "MaPLe on DescribableTextures seed 1, new: not finished"):  # fmt: skip
             assert text in words, text
         captions = [image["alt"] for image in reader.images]

@@ -12,19 +12,16 @@ def few(root, dataset, trainer, shots, accuracies, config="cfg", **more):
         write_plain(root, path, accuracy, trainer=trainer, seed=seed, shots=shots, **more)
 
 
-def zero(root, dataset, accuracy):
-    write_plain(root, f"ZeroshotCLIP/vit_b16/{dataset}", accuracy, trainer="ZeroshotCLIP", shots=-1)
+def zero(root, dataset, accuracy, **more):
+    more = {"trainer": "ZeroshotCLIP", "shots": -1, **more}
+    write_plain(root, f"ZeroshotCLIP/vit_b16/{dataset}", accuracy, **more)
 
 
 def transferred(root, dataset, trainer, accuracies, source="imagenet", config="cfg"):
     for seed, accuracy in enumerate(accuracies, 1):
         tail = f"{trainer}/{config}_16shots"
         path = f"evaluation/{tail}/{dataset}/seed{seed}"
-        folder = write_plain(root, path, accuracy, trainer=trainer, seed=seed, shots=-1)
-        model = f"/out/{source}/{tail}/seed{seed}/prompt_learner/model.pth.tar-50"
-        (folder / "log.txt").write_text(
-            f'Loading weights to prompt_learner from "{model}" (epoch = 50)'
-        )
+        write_plain(root, path, accuracy, trainer=trainer, seed=seed, shots=-1, source=source)
 
 
 def rows_by(summary, *names):
@@ -121,18 +118,31 @@ class TestTransfer:
         text = table(summary)
         assert "ImageNet (source)" in text and "average of 2 targets" in text
 
-    def test_the_source_is_that_of_the_checkpoint(self, tmp_path):
+    def test_the_source_is_that_of_the_result(self, tmp_path):
         for dataset in ("fruits", "scenes", "plants"):
             few(tmp_path, dataset, "CoOp", 16, (80, 80, 80))
         transferred(tmp_path, "scenes", "CoOp", (50, 51, 52), source="fruits")
         rows = summarise_accuracy(collect(tmp_path))["cross_dataset"].rows
         assert [(row.title, row.source) for row in rows] == [("fruits", True), ("scenes", False)]
 
+    def test_a_source_that_is_not_known_is_not_said_to_be_imagenet(self, output):
+        for path in (output / "evaluation").rglob("result.json"):
+            path.write_text(path.read_text().replace('"source": "imagenet"', '"source": null'))
+        rows = summarise_accuracy(collect(output))["cross_dataset"].rows
+        assert [row.title for row in rows if row.source] == []
+
     def test_two_sources_in_one_row_are_told(self, output):
         transferred(output, "dtd", "CoOp", (40, 42, 44), source="eurosat")
         summary = summarise_accuracy(collect(output))["cross_dataset"]
         assert not summary.uniform
         assert any("it was trained on eurosat" in note for note in summary.notes)
+
+    def test_zero_shot_of_another_backbone_is_no_reference(self, output):
+        zero(output, "dtd", 44, backbone={"name": "RN50", "weights": "openai"})
+        summary = summarise_accuracy(collect(output))["cross_dataset"]
+        rows = rows_by(summary, "title", "name")
+        assert rows["DescribableTextures", "CoOp"].delta is None
+        assert any(note.startswith("No Δ for CoOp where ZeroshotCLIP") for note in summary.notes)
 
     def test_training_of_a_source_alone_is_no_fewshot_table(self, output):
         assert "fewshot" not in summarise_accuracy(collect(output))
@@ -180,6 +190,16 @@ class TestConfigs:
         assert not summary.uniform
         assert main([str(tmp_path), "--strict"]) == 1
         assert "mixes settings" in capsys.readouterr().out
+
+    def test_the_number_of_workers_is_a_setting(self, tmp_path):
+        # Every worker has random numbers of its own, so their number changes the augmentation.
+        for seed, workers in ((1, 8), (2, 0)):
+            for part in ("base", "new"):
+                cfg = {"DATALOADER": {"NUM_WORKERS": workers}}
+                write_run(tmp_path, part, "x", "CoOp", seed, 50, cfg=cfg)
+        summary = summarise(collect(tmp_path))
+        assert not summary.uniform
+        assert "mixes settings: DATALOADER.NUM_WORKERS is" in summary.notes[0] + summary.notes[1]
 
     def test_other_settings_by_dataset_are_said_but_allowed(self, tmp_path):
         for dataset, mean in (("x", 15), ("y", 45)):

@@ -162,8 +162,10 @@ class TestMissing:
         [
             ("{", "is unreadable"),
             ("[]", "is unreadable"),
-            ("{}", "is unreadable"),
-            ('{"accuracy": "good"}', "is unreadable"),
+            ("{}", "has no accuracy"),
+            ('{"accuracy": "good"}', "has accuracy good"),
+            ('{"accuracy": 50, "schema": 99}', "has schema 99"),
+            ('{"accuracy": 50, "backbone": "RN50"}', "has backbone RN50"),
             ('{"accuracy": NaN}', "has accuracy nan"),
             ('{"accuracy": 101}', "has accuracy 101"),
         ],
@@ -176,7 +178,15 @@ class TestMissing:
         assert notes[0].startswith(f"Missing: CoOp on apples: seed 3 new ({path} {fault}")
 
     @pytest.mark.parametrize(
-        "wrong", [{"subsample": "base"}, {"seed": 1}, {"shots": 4}, {"trainer": "MaPLe"}], ids=str
+        "wrong",
+        [
+            {"subsample": "base"},
+            {"seed": 1},
+            {"shots": 4},
+            {"trainer": "MaPLe"},
+            {"protocol": "fewshot"},
+        ],
+        ids=str,
     )
     def test_results_of_another_run_are_no_results(self, two, wrong):
         path = run_folder(two, "new", "apples", "CoOp", 3) / "result.json"
@@ -223,6 +233,52 @@ class TestZeroShot:
         assert rows["x", "CoOp (other)"].delta_new is None
         assert any(note.startswith("No Δnew for CoOp (other)") for note in notes)
 
+    def test_of_another_backbone_is_no_reference(self, tmp_path):
+        cells = {
+            "ZeroshotCLIP": ("RN50", ([50], [40])),
+            "CoOp": ("ViT-B/16", ([70], [60])),
+            "FDACoOp": ("RN50", ([60], [45])),
+        }
+        for trainer, (name, numbers) in cells.items():
+            backbone = {"name": name, "weights": "openai"}
+            write_runs(tmp_path, {"x": {trainer: numbers}}, backbone=backbone)
+        rows, notes = rows_of(tmp_path)
+        assert rows["x", "CoOp"].delta_new is None
+        assert rows["x", "FDACoOp"].delta_new == pytest.approx(5)
+        (note,) = [note for note in notes if note.startswith("No Δnew")]
+        assert note.startswith("No Δnew for CoOp where ZeroshotCLIP has no result with the same")
+        assert "(ViT-B/16, openai)" in note
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"weights": "laion2b"},
+            {"weights": "my.pt", "bytes": 1},
+            {"weights": "my.pt", "bytes": 2},
+        ],
+        ids=lambda other: " ".join(map(str, other.values())),
+    )
+    def test_of_other_weights_is_no_reference(self, tmp_path, other):
+        mine = {"name": "ViT-B/16", "weights": "my.pt", "bytes": 1}
+        theirs = {"name": "ViT-B/16", **other}
+        write_runs(tmp_path, {"x": {"ZeroshotCLIP": ([50], [40])}}, backbone=theirs)
+        write_runs(tmp_path, {"x": {"CoOp": ([70], [60])}}, backbone=mine)
+        assert rows_of(tmp_path)[0]["x", "CoOp"].delta_new == (20 if mine == theirs else None)
+
+    def test_of_the_backbone_is_chosen_among_several(self, tmp_path):
+        for name, new in (("RN50", 40), ("ViT-B/16", 70)):
+            backbone = {"name": name, "weights": "openai"}
+            numbers = {"x": {"ZeroshotCLIP": ([60], [new]), "CoOp": ([70], [new + 5])}}
+            write_runs(tmp_path, numbers, config=name.replace("/", ""), backbone=backbone)
+        write_runs(
+            tmp_path,
+            {"x": {"FDACoOp": ([70], [73])}},
+            config="ours",
+            backbone={"name": "ViT-B/16", "weights": "openai"},
+        )
+        rows, _ = rows_of(tmp_path)
+        assert rows["x", "FDACoOp"].delta_new == pytest.approx(3)
+
     def test_serves_every_number_of_shots(self, tmp_path):
         write_runs(tmp_path, {"x": {"ZeroshotCLIP": ([60], [50]), "CoOp": ([70], [45])}})
         write_runs(tmp_path, {"x": {"CoOp": ([65], [48])}}, shots=4)
@@ -243,9 +299,11 @@ class TestZeroShot:
 class TestOrderAndNames:
     def test_trainers(self, tmp_path):
         trainers = ["ProxyFDACoOp", "MaPLe", "FDACoOp", "CoOp", "ZeroshotCLIP", "FDAMaPLe", "Ours"]
+        trainers += ["CoOp+rkd", "MaPLe+pointwise", "CoOp+kl"]
         write_runs(tmp_path, {"x": {trainer: ([1], [1]) for trainer in trainers}})
         assert [row.name for row in summarise(collect(tmp_path)).rows] == [
-            "ZeroshotCLIP", "CoOp", "FDACoOp", "ProxyFDACoOp", "MaPLe", "FDAMaPLe", "Ours",
+            "ZeroshotCLIP", "CoOp", "FDACoOp", "ProxyFDACoOp", "CoOp+kl", "CoOp+rkd",
+            "MaPLe", "FDAMaPLe", "MaPLe+pointwise", "Ours",
         ]  # fmt: skip
 
     def test_datasets_as_published_then_by_name_then_the_average(self, tmp_path):
@@ -407,7 +465,17 @@ class TestCommand:
         assert done.stdout == ""
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
-    def test_torch_is_not_loaded(self):
+    def test_torch_is_not_loaded(self, two):
         root = results.__file__.rsplit("proxyfda", 1)[0]
-        code = "import sys, proxyfda.results; sys.exit('torch' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+        code = (
+            "import sys; from proxyfda.results import main\n"
+            "main([sys.argv[1]]); sys.exit('torch' in sys.modules)"
+        )
+        words = [sys.executable, "-c", code, str(two)]
+        assert subprocess.run(words, cwd=root, capture_output=True).returncode == 0
+
+    def test_names_are_there_and_others_are_not(self):
+        for name in results.__all__:
+            assert getattr(results, name) is not None and name in dir(results)
+        with pytest.raises(AttributeError, match="no attribute 'tables_of'"):
+            _ = results.tables_of

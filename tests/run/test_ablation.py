@@ -3,9 +3,10 @@
 import ablation
 import pytest
 
-import proxyfda
 import train
-from proxyfda import results
+from proxyfda.experiments.config import load_config
+from proxyfda.experiments.names import run_name, split_run_name, trainer_and_regulariser
+from proxyfda.integrations.dassl import describe_regulariser
 
 
 class FakeRuns:
@@ -23,7 +24,7 @@ def test_differences_are_taken_run_by_run():
             "better": {("a", 1): (82.0, 60.0), ("b", 1): (58.0, 42.0)},
         }
     )
-    study = ablation.Study("MaPLe", (ablation.Setting("better", "FDAMaPLe"),))
+    study = ablation.Study("MaPLe", (ablation.Setting("better", "MaPLe+rkd"),))
     lines = [
         [c.strip() for c in x.split("|")[1:-1]] for x in ablation.table(study, runs).splitlines()
     ]
@@ -54,21 +55,42 @@ def test_a_setting_with_missing_runs_says_so():
     ids=lambda value: getattr(value, "label", value),
 )
 def test_every_setting_is_valid(study, one):
-    words = ["--trainer", one.trainer, "DATASET.NAME", "ImageFolder", *one.opts]
-    cfg = train.setup_cfg(train.parser().parse_args(words))
-    assert proxyfda.ProxyFDAConfig.from_cfg(cfg).active
+    trainer, regulariser = trainer_and_regulariser(one.run)
+    words = ["--trainer", trainer, "--regulariser", regulariser]
+    cfg = load_config(train.parser().parse_args([*words, "DATASET.NAME", "ImageFolder", *one.opts]))
+    assert (describe_regulariser(cfg) is None) == ("+" not in one.run)
 
 
 def test_a_label_means_one_thing_in_all_studies():
-    """Studies share an output folder, in which trainer and label name a run."""
+    """Studies share an output folder, in which the run's name and the label make a folder."""
     meaning = {}
     for study in ablation.studies().values():
-        labels = [(one.trainer, one.label) for one in study.rows]
-        assert len(labels) == len(set(labels))
-        for one in study.rows:
-            assert meaning.setdefault((one.trainer, one.label), one) == one
+        places = [(run_name(*trainer_and_regulariser(one.run)), one.label) for one in study.rows]
+        assert len(places) == len(set(places))
+        for place, one in zip(places, study.rows):
+            assert meaning.setdefault(place, one) == one
 
 
 def test_a_setting_is_of_its_studys_host():
     for study in ablation.studies().values():
-        assert {results.plain_trainer(one.trainer)[1] for one in study.settings} == {study.host}
+        assert {split_run_name(one.run)[0] for one in study.settings} == {study.host}
+
+
+@pytest.mark.parametrize(
+    ("study", "label", "run", "options"),
+    [
+        ("confirm", "regress-text+cross-w1", "CoOp+rkd", {"SPACES": ("text", "cross")}),
+        ("batches", "proxy", "CoOp+proxy_rkd", {"K": 8}),
+        ("batches", "paper-preset", "CoOp+proxy_fda", {"M": 16, "MINING": True}),
+        ("forms", "standardised-cross-w1", "CoOp+fda", {"UNITS": "frozen"}),
+        ("maple-confirm", "pointwise-image-w3", "MaPLe+pointwise", {"WEIGHT": 3}),
+        ("maple-confirm", "balanced", "MaPLe+none", {"M": 16, "N": 4}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_of_the_documented_ablation(study, label, run, options):
+    (one,) = [one for one in ablation.studies()[study].settings if one.label == label]
+    assert one.run == run
+    assert {f"TRAINER.PROXYFDA.{k}": v for k, v in options.items()}.items() <= dict(
+        one.options
+    ).items()

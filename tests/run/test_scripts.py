@@ -12,9 +12,9 @@ from pathlib import Path
 import dataset_trees
 import pytest
 import run
-from runner import protocols
 
 from proxyfda import results
+from proxyfda.experiments import protocols
 from proxyfda.experiments.lock import LOCK
 
 SCRIPTS = Path(run.__file__).parent
@@ -91,7 +91,8 @@ def test_a_deleted_result_is_missing_in_the_table_and_run_again(
 ):
     output = tmp_path / "copy"
     shutil.copytree(whole[0], output)
-    lost = protocols.base2new_jobs("CoOp", "eurosat", 1, shots=2, data="", output=str(output))[1]
+    where = {"project": run.PROJECT, "data": "", "output": str(output)}
+    lost = protocols.base2new_jobs("CoOp", "eurosat", 1, shots=2, **where)[1]
     os.unlink(Path(lost.folder, "result.json"))
     assert "Missing: CoOp on EuroSAT: seed 1 new" in table(output, capsys=capsys)
     # The same command at its new place would find other model folders: only the lost one runs.
@@ -197,7 +198,7 @@ def test_bundled_datasets_need_no_data(tmp_path, capfd, script, options, monkeyp
 
     def render(root):
         rendered.append(root)
-        for name in protocols.bundled_datasets():
+        for name in run.PROJECT.bundled_datasets:
             lay_out(Path(root, name))
 
     monkeypatch.setattr("datasets.bundled.build.render_all", render)

@@ -10,8 +10,8 @@ from PIL import Image
 
 import trainers.base  # noqa: F401  (the package registers the trainers)
 from proxyfda.backbones.clip import load_clip, loading
-from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum, build_trainer, get_cfg_default
-from train import extend_cfg
+from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum, build_trainer
+from proxyfda.experiments.config import default_config
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 REFERENCE = {name: array for file in FILES for name, array in np.load(file).items()}
@@ -75,8 +75,7 @@ def make_trainer(tmp_path, tiny_file, reference_file):
     """``make_trainer("CoOp", *opts, clip="tiny" | "reference", output="run")``."""
 
     def make(name, *opts, clip="tiny", output="run"):
-        cfg = get_cfg_default()
-        extend_cfg(cfg)
+        cfg = default_config()
         size = {"tiny": 32, "reference": 64}[clip]
         (tmp_path / "data").mkdir(exist_ok=True)
         cfg.merge_from_list(

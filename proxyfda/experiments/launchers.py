@@ -2,8 +2,9 @@
 
 A launcher is a generator: it takes chains of jobs (a training, and what evaluates it) and yields
 each chain with its outcomes as it ends, or with a sentence if its process died. Closing it, or
-Ctrl-C in it, stops everything that it started. All call :func:`runner.job.run_chain`, so they write
-the same files, and one goes on where another was stopped.
+Ctrl-C in it, stops everything that it started. All call
+:func:`proxyfda.experiments.jobs.run_chain`, so they write the same files, and one goes on where
+another was stopped.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+import proxyfda
 from proxyfda.experiments import lock
+from proxyfda.experiments.jobs import FAILED, Job, Outcome, run_chain
 from proxyfda.utils.errors import BadValue, NotInstalled
-from runner import ROOT
-from runner.job import FAILED, Job, Outcome, run_chain
 
 Chain = list[Job]
 Ended = Iterator[tuple[Chain, "list[Outcome] | str"]]
@@ -31,7 +32,7 @@ CPU = "cpu"
 
 
 def here(chains: list[Chain], quiet: bool = False) -> Ended:
-    """In this process; ``quiet`` leaves what train.py prints to the runs' logs."""
+    """In this process; ``quiet`` leaves what the jobs print to the runs' logs."""
     for chain in chains:
         yield chain, run_chain(chain, quiet)
 
@@ -171,18 +172,20 @@ def _import(name: str, launcher: str):
         ) from None
 
 
-def _python_path() -> str:
-    own = [ROOT, osp.join(ROOT, "scripts")]
-    return os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
+def _python_path(paths: Sequence[str]) -> str:
+    package = osp.dirname(osp.dirname(osp.abspath(proxyfda.__file__)))
+    inherited = filter(None, [os.environ.get("PYTHONPATH")])
+    return os.pathsep.join(dict.fromkeys([*paths, package, *inherited]))
 
 
-def on_ray(chains: list[Chain], options: dict) -> Ended:
+def on_ray(chains: list[Chain], options: dict, paths: Sequence[str] = ()) -> Ended:
     """As tasks of a Ray cluster.
 
     Args:
         options: ``address`` of a running cluster (default: ``RAY_ADDRESS``, else this machine
             alone), ``gpus`` and ``cpus`` of a chain (default: one GPU where the cluster has any,
             and one CPU); 0.5 lets two share a GPU.
+        paths: folders that the jobs' entry modules are imported from.
 
     Raises:
         ImportError: Ray is not installed.
@@ -191,7 +194,7 @@ def on_ray(chains: list[Chain], options: dict) -> Ended:
     ray = _import("ray", "ray")
     options = dict(options)
     address = options.pop("address", None)
-    environment = {"PYTHONPATH": _python_path()}
+    environment = {"PYTHONPATH": _python_path(paths)}
     if "PROXYFDA_ENGINE" in os.environ:
         environment["PROXYFDA_ENGINE"] = os.environ["PROXYFDA_ENGINE"]
     started = not ray.is_initialized()
@@ -246,13 +249,14 @@ class _SlurmTask:
         return DelayedSubmission(self, chain)
 
 
-def on_slurm(chains: list[Chain], options: dict, folder: str) -> Ended:
+def on_slurm(chains: list[Chain], options: dict, folder: str, paths: Sequence[str] = ()) -> Ended:
     """As a Slurm job array, one element per chain.
 
     Args:
         options: parameters of ``submitit.AutoExecutor``, such as ``slurm_partition``; by default
             one GPU, 8 CPUs and a day. ``cluster=local`` runs all here at once, without Slurm.
         folder: where submitit keeps its files and the output of the tasks.
+        paths: folders that the jobs' entry modules are imported from.
 
     Raises:
         ImportError: submitit is not installed.
@@ -260,7 +264,7 @@ def on_slurm(chains: list[Chain], options: dict, folder: str) -> Ended:
     submitit = _import("submitit", "slurm")
     ended = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
     options = {"timeout_min": 1440, "cpus_per_task": 8, "gpus_per_node": 1, **options}
-    os.environ["PYTHONPATH"] = _python_path()
+    os.environ["PYTHONPATH"] = _python_path(paths)
     try:
         # Without a cluster named, submitit would start all at once on a machine without Slurm.
         executor = submitit.AutoExecutor(folder=folder, cluster=options.pop("cluster", "slurm"))

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from proxyfda.experiments import launchers
+from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
 from proxyfda.experiments.lock import holder
-from proxyfda.utils.errors import sentence
-from runner import ROOT, launchers
-from runner.job import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
+from proxyfda.utils.errors import AlreadyExists, sentence
 
 RETRY = 5.0  # seconds between looks at what another sweep is running
 
@@ -30,11 +30,11 @@ def run(
 
     Args:
         workers: without ``launch``, processes on the CPU; 1 runs the jobs in this process, which
-            prints what train.py prints.
-        launch: where to run chains of jobs, see :mod:`runner.launchers`.
+            prints what they print.
+        launch: where to run chains of jobs, see :mod:`proxyfda.experiments.launchers`.
 
     Raises:
-        ValueError: an option that train.py does not know, before anything runs.
+        UserError: an option that the entry module does not know, before anything runs.
     """
     failed: dict[str, str] = {}
     for job in jobs:
@@ -50,13 +50,13 @@ def run(
         launch = launchers.here if here else lambda c: launchers.local(c, [launchers.CPU], workers)
     progress = _Progress(jobs)
     progress.start(len(todo))
-    told: set[str] = set()
+    printed: set[str] = set()
     try:
         while todo:
             todo, reasons = _round(todo, launch, failed)
-            for why in sorted(reasons - told):
+            for why in sorted(reasons - printed):
                 print(f"waiting: {why}", flush=True)
-            told |= reasons
+            printed |= reasons
             if reasons:
                 time.sleep(RETRY)
     finally:
@@ -116,13 +116,14 @@ def _chains(todo: list[Job]) -> list[launchers.Chain]:
 
 def _mismatch(job: Job) -> str:
     """Why a job cannot be what its folder holds; empty if it can."""
-    import train
+    from proxyfda.experiments.config import load_config
+    from proxyfda.experiments.run import check_output
 
-    args = train.parser().parse_args(job.argv)
-    cfg = train.setup_cfg(args)  # a wrong option is every job's: it is told at once
+    args = job.parsed()
+    cfg = load_config(args)  # a wrong option is every job's: it ends the sweep before it begins
     try:
-        train.check_output(args, cfg)
-    except FileExistsError as error:
+        check_output(args, cfg)
+    except AlreadyExists as error:
         return sentence(error)
     return ""
 
@@ -135,16 +136,16 @@ def _say_what_would_run(jobs: list[Job], failed: dict[str, str]) -> None:
         elif holder(job.folder):
             state = f"in use by {holder(job.folder)}"
         print(f"{state}: {job.name}")
-        print(f"    {shlex.join(['python', f'{ROOT}/train.py', *job.argv])}")
+        print(f"    {shlex.join(['python', job.module().__file__, *job.argv])}")
     print(f"{sum(job.complete for job in jobs)} of {len(jobs)} jobs are complete")
 
 
 class _Progress:
     """A line for each job that becomes complete, with the time left.
 
-    It looks at the result files, wherever the jobs run. What is open is expected to take as long as
-    complete jobs of the same trainer and kind, as far as there are any, and to be worked off at the
-    pace since the start.
+    It watches the result files, wherever the jobs run. An open job is expected to take as long as
+    the complete jobs of the same trainer and kind did on average (where there are none: as all
+    jobs), and as many jobs are expected to run at a time as have done since the start.
     """
 
     def __init__(self, jobs: list[Job]):
@@ -192,9 +193,8 @@ class _Progress:
 
     @staticmethod
     def _keys(job: Job) -> list[tuple]:
-        trainer = job.flags[job.flags.index("--trainer") + 1] if "--trainer" in job.flags else ""
         kind = "--eval-only" in job.flags
-        return [(trainer, kind), (kind,), ()]
+        return [(job.flag("--trainer"), job.flag("--regulariser"), kind), (kind,), ()]
 
     def _left(self) -> str:
         if not self._open or not self._worked:

@@ -1,4 +1,4 @@
-"""train.py, on a tiny random CLIP and a folder of noise images."""
+"""A run, on a tiny random CLIP and a folder of noise images."""
 
 import json
 import os
@@ -12,6 +12,10 @@ import torch
 import train
 from proxyfda import sampling as sampler
 from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.experiments import record
+from proxyfda.experiments.config import load_config
+from proxyfda.experiments.run import check_output, claim_output
+from proxyfda.results import collect, summarise_accuracy
 
 ROOT = Path(train.__file__).parent
 
@@ -27,7 +31,7 @@ BASE = ("DATASET.NUM_SHOTS", 4, "DATASET.SUBSAMPLE_CLASSES", "base")
 def test_a_run_leaves_its_result(run, tmp_path):
     result = run(tmp_path / "out", "ProxyFDACoOp", *BASE)
     stored = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert stored == result
+    assert stored == result == record.read(str(tmp_path / "out"))
     assert stored["total"] == 12 and stored["accuracy"] == 100 * stored["correct"] / 12
     assert (stored["trainer"], stored["config"]) == ("ProxyFDACoOp", "tiny")
     assert (stored["shots"], stored["seed"], stored["subsample"]) == (4, 1, "base")
@@ -92,9 +96,9 @@ def test_the_sampler_replaces_the_batches(run, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(sampler.ClassBalancedBatchSampler, "__iter__", watched)
-    words = ("TRAINER.PROXYFDA.M", 3, "TRAINER.PROXYFDA.N", 2, "TRAINER.PROXYFDA.MODE", "sampler")
-    result = run(tmp_path / "out", "ProxyFDACoOp", *BASE, *words)
-    assert result and all(len(batch) == 6 for batch in batches)
+    words = ("--regulariser", "none", *BASE, "TRAINER.PROXYFDA.M", 3, "TRAINER.PROXYFDA.N", 2)
+    result = run(tmp_path / "out", "CoOp", *words)
+    assert result and batches and all(len(batch) == 6 for batch in batches)
     assert "loss_fda" not in (tmp_path / "out" / "log.txt").read_text()
 
 
@@ -106,6 +110,57 @@ def test_an_output_folder_of_another_config_is_refused_untouched(run, tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
 
+def test_a_run_goes_on_only_with_as_many_workers(run, tmp_path):
+    # Every worker has random numbers of its own, so their number changes the augmentation.
+    run(tmp_path / "out", "CoOp", *BASE, "OPTIM.MAX_EPOCH", 1)
+    with pytest.raises(FileExistsError, match="DATALOADER.NUM_WORKERS is 0 there and 2 here"):
+        run(tmp_path / "out", "CoOp", *BASE, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 2)
+
+
+def test_the_result_says_what_was_run(run, tmp_path, tiny_file):
+    words = (*BASE, "OPTIM.MAX_EPOCH", 1)
+    result = run(tmp_path / "out", "ProxyFDACoOp", "--protocol", "base2new", *words)
+    assert (result["protocol"], result["source"], result["target"]) == (
+        "base2new", "folder", "folder",
+    )  # fmt: skip
+    assert result["backbone"] == {
+        "name": "ViT-B/16", "weights": str(tiny_file), "bytes": os.path.getsize(tiny_file),
+    }  # fmt: skip
+    assert (result["name"], result["regulariser"]["name"]) == ("ProxyFDACoOp", "proxy_fda")
+    zero = run(tmp_path / "zero", "ZeroshotCLIP", "--eval-only", *words)
+    assert (zero["source"], zero["regulariser"], zero["protocol"]) == (None, None, None)
+
+
+def test_the_protocol_is_that_of_the_folder_where_none_is_given(run, tmp_path):
+    out = tmp_path / "folder" / "CoOp" / "tiny_2shots" / "seed1"
+    words = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1)
+    assert run(out, "CoOp", *words)["protocol"] == "fewshot"
+
+
+def test_an_evaluation_keeps_its_source_whatever_the_logs_are_called(run, tmp_path):
+    words = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1)
+    trained = tmp_path / "folder" / "CoOp" / "tiny_2shots" / "seed1"
+    tested = tmp_path / "evaluation" / "CoOp" / "tiny_2shots" / "scenes" / "seed1"
+    run(trained, "CoOp", *words)
+    again = ("--eval-only", "--model-dir", trained, "DATASET.NUM_SHOTS", -1, *words[2:])
+    assert run(tested, "CoOp", *again)["source"] == "folder"
+    before = summarise_accuracy(collect(tmp_path))["cross_dataset"]
+    assert [(row.dataset, row.source) for row in before.rows] == [
+        ("folder", True), ("scenes", False),
+    ]  # fmt: skip
+    run(tested, "CoOp", *again)  # moves the first log out of the way
+    (tested / "log.txt").rename(tested / "log.txt-old")
+    assert summarise_accuracy(collect(tmp_path))["cross_dataset"] == before
+
+
+def test_the_source_of_a_training_without_result_is_in_its_config(run, tmp_path):
+    words = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1)
+    run(tmp_path / "trained", "CoOp", *words, "TEST.NO_TEST", True)
+    assert not (tmp_path / "trained" / "result.json").exists()
+    again = ("--eval-only", "--model-dir", tmp_path / "trained", *words)
+    assert run(tmp_path / "tested", "CoOp", *again)["source"] == "folder"
+
+
 def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp_path, config):
     words = ["--config-file", str(config), "--trainer", "CoOp", "--eval-only"]
     words += ["--output-dir", str(tmp_path / "out"), "DATASET.NAME", "ImageFolder"]
@@ -113,16 +168,17 @@ def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp
     def arguments(source):
         if source:
             (tmp_path / source).mkdir()
-            (tmp_path / source / "config.yaml").write_text(f"DATASET: {{NAME: {source}}}")
+            (tmp_path / source / "config.yaml").write_text(f"source: {source}")
         folder = str(tmp_path / (source or "moved"))
-        return train.parser().parse_args([*words[:4], "--model-dir", folder, *words[4:]])
+        args = train.parser().parse_args([*words[:4], "--model-dir", folder, *words[4:]])
+        return args, load_config(args)
 
-    args = arguments("Fruits")
-    train.claim_output(args, train.setup_cfg(args))
-    train.check_output(args)
-    train.check_output(arguments(""))
-    with pytest.raises(FileExistsError, match="trained_on is 'Fruits' there and 'Scenes' here"):
-        train.check_output(arguments("Scenes"))
+    mine = arguments("fruits")
+    claim_output(*mine)
+    check_output(*mine)
+    check_output(*arguments(""))
+    with pytest.raises(FileExistsError, match="source is 'fruits' there and 'scenes' here"):
+        check_output(*arguments("scenes"))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +199,7 @@ def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else None,
 )
-def test_wrong_options_are_told_in_one_sentence(run, tmp_path, trainer, words, message):
+def test_wrong_options_are_reported_in_one_sentence(run, tmp_path, trainer, words, message):
     with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message) as caught:
         run(tmp_path / "out", trainer, *words)
     from proxyfda.utils.errors import UserError, sentence
@@ -163,7 +219,7 @@ def test_wrong_options_are_told_in_one_sentence(run, tmp_path, trainer, words, m
     ],
     ids=["none", "missing", "the output folder", "in training"],
 )
-def test_wrong_model_folders_are_told_and_nothing_is_written(run, tmp_path, words, message):
+def test_wrong_model_folders_are_reported_and_nothing_is_written(run, tmp_path, words, message):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -185,34 +241,6 @@ def test_a_run_without_seed_and_shots_says_so(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "No --seed is given" in printed
     assert "DATASET.NUM_SHOTS is -1: training on all training images" in printed
-
-
-def test_a_missing_config_names_those_that_exist(tmp_path):
-    args = train.parser().parse_args(
-        ["--config-file", str(ROOT / "configs/trainers/CoOp/vit.yaml")]
-    )
-    with pytest.raises(
-        FileNotFoundError, match="vit.yaml does not exist; the folder has .*rn50.yaml"
-    ):
-        train.setup_cfg(args)
-
-
-def test_later_settings_win(tmp_path, config):
-    args = train.parser().parse_args(
-        ["--config-file", str(config), "--trainer", "CoOp", "--seed", "3", "--root", "/a"]
-        + ["DATASET.NAME", "ImageFolder", "DATASET.ROOT", "/b", "OPTIM.LR", "1.0"]
-    )
-    cfg = train.setup_cfg(args)
-    assert (cfg.OPTIM.LR, cfg.DATASET.ROOT, cfg.SEED) == (1.0, "/b", 3)
-    assert cfg.OPTIM.MAX_EPOCH == 4  # of the file, over the default
-
-
-def test_whole_numbers_serve_where_a_float_is_wanted(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("OPTIM: {LR: 1}\nTRAINER: {PROMPTSRC: {GPA_MEAN: 6}}\n")
-    words = ["--trainer", "CoOp", "--config-file", str(path), "DATASET.NAME", "ImageFolder"]
-    cfg = train.setup_cfg(train.parser().parse_args([*words, "TRAINER.PROXYFDA.WEIGHT", "3"]))
-    assert (cfg.OPTIM.LR, cfg.TRAINER.PROMPTSRC.GPA_MEAN, cfg.TRAINER.PROXYFDA.WEIGHT) == (1, 6, 3)
 
 
 def test_an_infinite_loss_stops_the_run(run, tmp_path):

@@ -1,16 +1,17 @@
-"""A job: one call of ``train.main`` with an output folder of its own."""
+"""A job: one call of an entry module, with an output folder of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib
 import os
 import os.path as osp
 import sys
 import traceback
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from proxyfda.experiments import layout, record
 from proxyfda.experiments.lock import Busy, folder_lock
 from proxyfda.utils.errors import UserError, sentence
 
@@ -20,28 +21,28 @@ UNTRAINED = "the training that it evaluates failed"
 
 @dataclass
 class Job:
-    """One call of train.py.
+    """One call of an entry module.
 
     Attributes:
         name: what the progress display and messages call it.
         folder: its output folder.
-        flags: command line of train.py without ``--output-dir``.
+        flags: command line of the entry module without ``--output-dir``.
         after: folder of the job whose checkpoint it evaluates, or empty.
+        entry: module with ``parser()`` and ``main(args)``.
     """
 
     name: str
     folder: str
     flags: list[str] = field(default_factory=list)
     after: str = ""
+    entry: str = ""
 
     @property
     def result(self) -> dict:
         """The content of its ``result.json``; empty if it is missing or damaged."""
         try:
-            with open(osp.join(self.folder, "result.json"), encoding="utf-8") as file:
-                result = json.load(file)
-            return result if "accuracy" in result else {}
-        except (OSError, ValueError, TypeError):
+            return record.read(self.folder)
+        except UserError:
             return {}
 
     @property
@@ -51,8 +52,24 @@ class Job:
 
     @property
     def argv(self) -> list[str]:
-        """The command line of train.py."""
+        """The command line of the entry module."""
         return ["--output-dir", self.folder, *self.flags]
+
+    def flag(self, name: str) -> str:
+        """The word that follows a flag; empty if it is not given."""
+        return self.flags[self.flags.index(name) + 1] if name in self.flags else ""
+
+    def parsed(self) -> Any:
+        """The entry module's reading of the command line.
+
+        Raises:
+            SystemExit: as argparse ends on wrong flags.
+        """
+        return self.module().parser().parse_args(self.argv)
+
+    def module(self) -> Any:
+        """The entry module, imported."""
+        return importlib.import_module(self.entry)
 
 
 class Outcome(NamedTuple):
@@ -66,7 +83,7 @@ def run_chain(chain: list[Job], quiet: bool) -> list[Outcome]:
     """Run jobs in this process one after the other, a training before what evaluates it.
 
     Args:
-        quiet: leave what train.py prints to the run's ``log.txt``.
+        quiet: leave what the entry module prints to the run's ``log.txt``.
 
     Returns:
         One outcome per job. What builds on a job that failed, or that another process has, is not
@@ -87,19 +104,17 @@ def run_chain(chain: list[Job], quiet: bool) -> list[Outcome]:
 
 def run_job(job: Job, quiet: bool) -> Outcome:
     """Run one job in this process. What nobody foresaw leaves its traceback in ``error.txt``."""
-    import train
-
-    report = osp.join(job.folder, "error.txt")
+    report = osp.join(job.folder, layout.ERROR)
     try:
         with folder_lock(job.folder), _own_streams(quiet):
             if not job.complete:  # another sweep may have been faster
-                train.main(train.parser().parse_args(job.argv))
+                job.module().main(job.parsed())
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(report)
     except Busy as error:
-        return Outcome(BUSY if error.passing else FAILED, str(error))
+        return Outcome(BUSY, str(error))
     except SystemExit as error:
-        return Outcome(FAILED, f"wrong options for train.py (exit code {error.code})")
+        return Outcome(FAILED, f"wrong options for {job.entry} (exit code {error.code})")
     except Exception as error:
         if isinstance(error, UserError):
             return Outcome(FAILED, sentence(error))

@@ -1,0 +1,150 @@
+"""Where runs are written: the only place that knows the folders of an output, for both directions.
+
+The layouts are those of the CoOp family's scripts, ours among them; everything is written and read
+through this module. ``<name>`` is the run's name (see :mod:`proxyfda.experiments.names`), and
+``<config>_<K>shots`` may be followed by one more folder, as CoOp's ``nctx16_cscFalse_ctpend``.
+
+* base to new: ``base2new/{train_base,test_new}/<dataset>/shots_<K>/<name>/<config>/seed<S>``
+  (others have base results in ``test_base``; we train in ``train`` where both halves are evaluated
+  on the validation split)
+* few-shot, and the training of a transfer: ``<dataset>/<name>/<config>_<K>shots/seed<S>``
+* tests of a transfer, that is cross-dataset and domain generalisation:
+  ``evaluation/<name>/<config>_<K>shots/<dataset>/seed<S>``
+* zero-shot on all classes: ``ZeroshotCLIP/<config>/<dataset>``
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Iterator, Optional, Sequence, Tuple
+
+from proxyfda.experiments.names import REFERENCE
+
+RESULT = "result.json"
+CONFIG = "config.yaml"
+LOG = "log.txt"
+ERROR = "error.txt"
+TENSORBOARD = "tensorboard"
+
+PROTOCOLS = ("base2new", "fewshot", "transfer", "zeroshot")
+"""What a run is part of; the training of a transfer is a few-shot run."""
+
+TRAIN, TRAIN_BASE, TEST_BASE, TEST_NEW = "train", "train_base", "test_base", "test_new"
+_CLASSES = {TRAIN: "base", TRAIN_BASE: "base", TEST_BASE: "base", TEST_NEW: "new"}
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def config_name(config: str, overlays: Sequence[str] = ()) -> str:
+    """Name of the folder of a config with overlays on top of it."""
+    return "-".join([config, *overlays])
+
+
+def base2new(part: str, dataset: str, shots: int, name: str, config: str, seed: int) -> str:
+    """Folder of a base-to-new run below the output; ``part`` is ``train_base`` or the like."""
+    return os.path.join("base2new", part, dataset, f"shots_{shots}", name, config, f"seed{seed}")
+
+
+def fewshot(dataset: str, shots: int, name: str, config: str, seed: int) -> str:
+    """Folder of a training on all classes, which is also tested on them."""
+    return os.path.join(dataset, name, f"{config}_{shots}shots", f"seed{seed}")
+
+
+def transfer(target: str, shots: int, name: str, config: str, seed: int) -> str:
+    """Folder of a test on another dataset than the one that was trained on."""
+    return os.path.join("evaluation", name, f"{config}_{shots}shots", target, f"seed{seed}")
+
+
+def zeroshot(dataset: str, name: str, config: str) -> str:
+    """Folder of a test on all classes without training."""
+    return os.path.join(name, config, dataset)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+_SHOTS = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
+_PATTERNS = {
+    "base2new": rf"(?P<part>{'|'.join(_CLASSES)})/(?P<dataset>[^/]+)"
+    r"/shots_(?P<shots>-?\d+)/(?P<name>[^/]+)/(?P<config>[^/]+)/seed(?P<seed>-?\d+)",
+    "transfer": rf"evaluation/(?P<name>[^/]+)/{_SHOTS}/(?P<dataset>[^/]+)/seed(?P<seed>-?\d+)",
+    "fewshot": rf"(?P<dataset>[^/]+)/(?P<name>[^/]+)/{_SHOTS}/seed(?P<seed>-?\d+)",
+    "zeroshot": rf"(?P<name>{REFERENCE}\d*)/(?P<config>[^/]+)/(?P<dataset>[^/]+)"
+    r"(?:/seed(?P<seed>-?\d+))?",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a run's folder says about it.
+
+    Attributes:
+        protocol: one of :data:`PROTOCOLS`.
+        part: folder of a base-to-new run, ``train_base`` or the like; otherwise empty.
+        dataset, name, config: as the folders are called; config with the one that may follow it.
+        shots: ``None`` where the layout has none (zero-shot).
+        seed: ``None`` where there is no folder for it.
+    """
+
+    protocol: str
+    part: str
+    dataset: str
+    name: str
+    config: str
+    shots: Optional[int]
+    seed: Optional[int]
+
+    @property
+    def classes(self) -> str:
+        """Classes that are evaluated: ``base``, ``new`` or ``all``."""
+        return _CLASSES.get(self.part, "all")
+
+
+def parse(folder: str) -> Optional[Place]:
+    """What a run's folder says about it; ``None`` where no layout fits."""
+    path = os.path.abspath(folder).replace(os.sep, "/")
+    for protocol, pattern in _PATTERNS.items():
+        match = re.search(f"(?:^|/){pattern}$", path)
+        if match:
+            found = match.groupdict()
+            return Place(
+                protocol=protocol,
+                part=found.get("part") or "",
+                dataset=found["dataset"],
+                name=found["name"],
+                config="/".join(filter(None, (found["config"], found.get("variant")))),
+                shots=_number(found.get("shots")),
+                seed=_number(found.get("seed")),
+            )
+    return None
+
+
+def _number(text: Optional[str]) -> Optional[int]:
+    return None if text is None else int(text)
+
+
+def run_folder_of(path: str) -> str:
+    """The run's folder that a file or folder lies in: up to ``seed<S>``; empty if there is none."""
+    match = re.match(r"(.*/seed-?\d+)(?:/|$)", path.replace("\\", "/"))
+    return match[1] if match else ""
+
+
+def run_folders(top: str) -> Iterator[str]:
+    """Folders of runs below ``top``: each ``seed<S>``, and any other one with a result or log."""
+    seen = set()
+    for folder, below, files in os.walk(top, followlinks=True):
+        below.sort()
+        if os.path.realpath(folder) in seen:
+            below.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        name = os.path.basename(os.path.abspath(folder))
+        if re.fullmatch(r"seed-?\d+", name) or {RESULT, LOG} & set(files):
+            below.clear()
+            yield folder
+
+
+def has_any(folder: str, files: Tuple[str, ...] = (RESULT, CONFIG, LOG)) -> bool:
+    """Whether a run's folder has any of ``files``."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in files)

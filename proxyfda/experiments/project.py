@@ -1,0 +1,147 @@
+"""A repository that experiments are run in: its entry module, and the folder of its configs.
+
+This package knows no trainer and no dataset: the entry module registers them, and the configs say
+which there are.
+"""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+from dataclasses import dataclass
+
+import yaml
+
+from proxyfda.experiments.names import HOSTS, is_regularised, is_zero_shot, split_run_name
+from proxyfda.utils.errors import BadValue, NotFound
+
+# Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
+_CONFIGS_OF_ZERO_SHOT = "CoOp"
+
+
+@dataclass(frozen=True)
+class Project:
+    """Where the entry module and the configs are.
+
+    Attributes:
+        root: the repository's folder. ``configs`` in it has ``datasets``, ``trainers/<host>``,
+            ``regularisers`` and ``defaults.yaml``.
+        entry: module with ``parser()`` and ``main(args)``, importable from the root.
+    """
+
+    root: str
+    entry: str
+
+    # -- trainers and regularisers ----------------------------------------------------------------
+
+    @property
+    def hosts(self) -> list[str]:
+        """Host trainers that have configs, as published and then by name."""
+        known = {name: place for place, name in enumerate(HOSTS)}
+        return sorted(_folders(self._path("trainers")), key=lambda n: (known.get(n, len(known)), n))
+
+    def default_config(self, name: str, dataset: str, protocol: str, shots: int) -> str:
+        """Config that a protocol takes where none is named, from ``defaults.yaml``.
+
+        Args:
+            name: of the run, see :mod:`proxyfda.experiments.names`.
+
+        Raises:
+            BadValue: the file has nothing for it.
+        """
+        if dataset.startswith("bundled"):
+            return "bundled"
+        host, _ = split_run_name(name)
+        with open(self._path("defaults.yaml"), encoding="utf-8") as file:
+            table = yaml.safe_load(file)[protocol]
+        if host not in table:
+            raise BadValue(
+                f"configs/defaults.yaml has no default config of {name!r} for {protocol} (it has "
+                f"{', '.join(table)}); name one with --cfg or CFG="
+            )
+        rules = table[host]
+        for rule in [{"config": rules}] if isinstance(rules, str) else rules:
+            if (
+                dataset in rule.get("datasets", [dataset])
+                and shots in rule.get("shots", [shots])
+                and rule.get("regularised", is_regularised(name)) == is_regularised(name)
+            ):
+                return rule["config"]
+        raise BadValue(
+            f"configs/defaults.yaml has no rule of {name!r} for {dataset} with {shots} shots in "
+            f"{protocol}; name a config with --cfg or CFG="
+        )
+
+    def trainer_config(self, name: str, cfg: str) -> str:
+        """Path of ``configs/trainers/<host>/<cfg>.yaml``.
+
+        Raises:
+            BadValue: the host of the run has no configs.
+            NotFound: it has none of that name.
+        """
+        host = _CONFIGS_OF_ZERO_SHOT if is_zero_shot(name) else split_run_name(name)[0]
+        if host not in self.hosts:
+            raise BadValue(f"no configs for trainer {name!r}; there are {', '.join(self.hosts)}")
+        path = self._path("trainers", host, f"{cfg}.yaml")
+        if not osp.isfile(path):
+            raise NotFound(
+                f"no config {cfg!r} for trainer {name!r} (looked for {osp.relpath(path)}); name "
+                "one of that folder with --cfg or CFG="
+            )
+        return path
+
+    def overlay(self, name: str) -> str:
+        """Path of ``configs/regularisers/<name>.yaml``, which goes on top of a trainer's config.
+
+        Raises:
+            NotFound: there is none.
+        """
+        path = self._path("regularisers", f"{name}.yaml")
+        if not osp.isfile(path):
+            known = ", ".join(_yaml_files(osp.dirname(path))) or "none"
+            raise NotFound(f"no overlay {name!r}; configs/regularisers has {known}")
+        return path
+
+    # -- datasets ---------------------------------------------------------------------------------
+
+    @property
+    def bundled_datasets(self) -> list[str]:
+        """Names of the bundled datasets' configs."""
+        names = _yaml_files(self._path("datasets"))
+        return [name for name in names if name.startswith("bundled_")]
+
+    def dataset_config(self, dataset: str) -> str:
+        """Path of ``configs/datasets/<dataset>.yaml``, or of a YAML file given as it is.
+
+        Raises:
+            NotFound: there is neither.
+        """
+        if osp.isfile(dataset) and dataset.endswith((".yaml", ".yml")):
+            return osp.abspath(dataset)
+        path = self._path("datasets", f"{dataset}.yaml")
+        if not osp.isfile(path):
+            known = ", ".join(_yaml_files(osp.dirname(path)))
+            raise NotFound(f"no dataset {dataset!r}; use one of {known}, or a YAML file of yours")
+        return path
+
+    def dataset_name(self, dataset: str) -> str:
+        """Name of a dataset's folder in the output: that of its config file."""
+        return osp.splitext(osp.basename(self.dataset_config(dataset)))[0]
+
+    def dataset_has_root(self, dataset: str) -> bool:
+        """Whether a dataset's config says where it lies: one's own images lie elsewhere."""
+        with open(self.dataset_config(dataset), encoding="utf-8") as file:
+            return bool(((yaml.safe_load(file) or {}).get("DATASET") or {}).get("ROOT"))
+
+    def _path(self, *parts: str) -> str:
+        return osp.join(self.root, "configs", *parts)
+
+
+def _folders(path: str) -> list[str]:
+    names = os.listdir(path) if osp.isdir(path) else []
+    return [name for name in names if osp.isdir(osp.join(path, name))]
+
+
+def _yaml_files(folder: str) -> list[str]:
+    names = sorted(os.listdir(folder)) if osp.isdir(folder) else []
+    return [name[: -len(".yaml")] for name in names if name.endswith(".yaml")]

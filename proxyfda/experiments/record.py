@@ -1,0 +1,124 @@
+"""The content of ``result.json``: one schema, checked where a run writes it and where it is read.
+
+Standard library only, so that results can be read without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any, Callable, Dict
+
+from proxyfda.experiments.layout import PROTOCOLS, RESULT
+from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.files import write_json
+
+SCHEMA = 1
+"""Number of the schema, raised when the meaning of a field changes."""
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_percent(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 100
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _is_backbone(value: Any) -> bool:
+    return isinstance(value, dict) and {"name", "weights"} <= set(value)
+
+
+_OPTIONAL = type(None)
+# Field -> what its value must be. All are there in what we write.
+FIELDS: Dict[str, Callable[[Any], bool]] = {
+    # the result
+    "accuracy": _is_percent,  # in percent, not rounded
+    "split": _is(str, _OPTIONAL),  # val or test
+    # what was run
+    "protocol": lambda value: value in (None, *PROTOCOLS),
+    "dataset": _is(str),  # the reader's name of what was tested on
+    "source": _is(str, _OPTIONAL),  # what was trained on; null: nothing, or it is not known
+    "target": _is(str),  # what was tested on, named as its config file is
+    "name": _is(str),  # of the run: trainer and regulariser
+    "trainer": _is(str),
+    "regulariser": _is(dict, _OPTIONAL),  # name, weight, spaces, options, ...; null: none acts
+    "backbone": _is_backbone,  # name and weights
+    "config": _is(str),
+    "shots": _is_whole,
+    "seed": _is(int, _OPTIONAL),
+    "subsample": _is(str, _OPTIONAL),  # all, base or new classes
+    "epoch": _is(int, _OPTIONAL),
+    # with what
+    "engine": _is(str),
+    "versions": _is(dict),
+    "time": _is(dict),  # seconds of "build" and "run"
+    "cfg": _is(dict),  # the whole config
+}
+
+
+def check(content: Any) -> None:
+    """Check the content of a ``result.json``.
+
+    Records without a number of their schema are from before there was one: they need an accuracy,
+    and what else they have must be as in :data:`FIELDS`. Fields that are not in it are free.
+
+    Raises:
+        BadValue: what is wrong, as the end of a sentence that begins with the file.
+    """
+    if not isinstance(content, dict):
+        raise BadValue("is unreadable: it is no JSON object")
+    schema = content.get("schema", 0)
+    if type(schema) is not int or schema > SCHEMA:
+        raise BadValue(
+            f"has schema {schema!r}, and this version of proxyfda reads up to {SCHEMA}; update it"
+        )
+    for field in FIELDS if schema else ("accuracy",):
+        if field not in content:
+            raise BadValue(f"has no {field}")
+    for field, fits in FIELDS.items():
+        if field in content and not fits(content[field]):
+            raise BadValue(f"has {field} {content[field]}")
+
+
+def write(folder: str, content: Dict[str, Any]) -> Dict[str, Any]:
+    """Write ``result.json`` in a run's folder, with the number of the schema; returns its content.
+
+    Raises:
+        BadValue: the content does not follow the schema; nothing is written.
+    """
+    path = os.path.join(folder, RESULT)
+    content = {"schema": SCHEMA, **content}
+    try:
+        check(content)
+    except BadValue as error:
+        raise BadValue(f"{path} cannot be written, since it {error}") from None
+    write_json(path, content, indent=2)
+    return content
+
+
+def read(folder: str) -> Dict[str, Any]:
+    """The content of ``result.json`` in a run's folder.
+
+    Raises:
+        NotFound: there is none.
+        BadValue: it is damaged, or does not follow the schema.
+    """
+    path = os.path.join(folder, RESULT)
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist; the run is not finished") from None
+    except (OSError, ValueError) as error:
+        raise BadValue(f"{path} is unreadable: {error}") from None
+    try:
+        check(content)
+    except BadValue as error:
+        raise BadValue(f"{path} {error}") from None
+    return content

@@ -1,0 +1,339 @@
+"""One run: train or evaluate a trainer on a dataset, with the flags of CoOp's train.py.
+
+Later settings win: the engine's defaults, the options of trainers and datasets, the dataset's
+config file, the trainer's config files in their order, the named flags, the trailing KEY VALUE
+options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os.path as osp
+import platform
+import time
+
+import torch
+import yaml
+from yacs.config import CfgNode
+
+import proxyfda
+from proxyfda.benchmarks import dataset_key
+from proxyfda.dassl import (
+    ENGINE,
+    announce_engine,
+    build_trainer,
+    collect_env_info,
+    set_random_seed,
+    setup_logger,
+)
+from proxyfda.experiments import layout, record
+from proxyfda.experiments.config import flat, load_config, plain
+from proxyfda.experiments.lock import folder_lock
+from proxyfda.experiments.names import is_zero_shot, run_name
+from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
+from proxyfda.utils.files import write_text
+
+# What may differ between two runs in one output folder: it does not change what is computed.
+# DATALOADER.NUM_WORKERS is not among it: every worker has random numbers of its own, so it changes
+# the augmentation.
+_FREE_KEYS = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "TRAIN.PRINT_FREQ",
+    "MODEL.BACKBONE.GRAD_CHECKPOINTING",
+)
+
+
+def main(args: argparse.Namespace) -> dict | None:
+    """Run one job.
+
+    Args:
+        args: what :func:`parser` makes of a command line.
+
+    Returns:
+        The content of its ``result.json``; ``None`` without an evaluation.
+
+    Raises:
+        UserError: a wrong option, folder or combination; nothing is written then.
+        Busy: another process works in the output folder.
+    """
+    cfg = load_config(args)
+    check_output(args, cfg)
+    check_model_dir(args, cfg)
+    described = describe(args, cfg)
+    with folder_lock(cfg.OUTPUT_DIR):
+        return _run(args, cfg, described)
+
+
+def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None:
+    started = time.perf_counter()
+    claim_output(args, cfg)
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    else:
+        print("No --seed is given: shots, initial values and batches differ from run to run")
+    if cfg.DATASET.NUM_SHOTS < 0 and not (args.eval_only or args.no_train):
+        print(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}: training on all training images")
+    setup_logger(cfg.OUTPUT_DIR)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        # Benchmarked kernels may differ from run to run.
+        torch.backends.cudnn.benchmark = cfg.SEED < 0
+    _print_settings(args, cfg)
+    announce_engine()
+    print(f"** System info **\n{collect_env_info()}\n")
+    trainer = build_trainer(cfg)
+    built = time.perf_counter()
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+    elif not args.no_train:
+        trainer.train()
+    seconds = {"build": built - started, "run": time.perf_counter() - built}
+    if getattr(trainer, "last_result", None) is None:
+        return None
+    result = {
+        **trainer.last_result,
+        **described,
+        "dataset": getattr(trainer.dm.dataset, "name", cfg.DATASET.NAME),
+        "epoch": args.load_epoch if args.eval_only else trainer.max_epoch,
+        "time": {key: round(value, 3) for key, value in seconds.items()},
+    }
+    return record.write(cfg.OUTPUT_DIR, result)
+
+
+def _print_settings(args: argparse.Namespace, cfg: CfgNode) -> None:
+    for title, lines in (
+        ("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
+        ("Config", [str(cfg)]),
+    ):
+        print(f"{'*' * 15}\n** {title} **\n{'*' * 15}")
+        print("\n".join(lines))
+
+
+# -- what a run is --------------------------------------------------------------------------------
+
+
+def describe(args: argparse.Namespace, cfg: CfgNode) -> dict:
+    """What ``result.json`` says of a run beside its result: all that is needed to repeat it.
+
+    Raises:
+        BadValue: a regulariser that does not fit the trainer.
+    """
+    import open_clip
+    import torchvision
+
+    from proxyfda.integrations.dassl import describe_regulariser
+
+    place = layout.parse(cfg.OUTPUT_DIR)
+    files = [osp.splitext(osp.basename(path))[0] for path in args.config_file]
+    return {
+        "protocol": args.protocol or (place.protocol if place else None),
+        "source": trained_on(args, cfg) or None,
+        "target": _dataset_of(args, cfg),
+        "name": run_name(cfg.TRAINER.NAME, cfg.TRAINER.PROXYFDA.REGULARISER),
+        "trainer": cfg.TRAINER.NAME,
+        "regulariser": describe_regulariser(cfg),
+        "backbone": {"name": cfg.MODEL.BACKBONE.NAME, **_weights(cfg)},
+        "config": layout.config_name(files[0], files[1:]) if files else "",
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": cfg.SEED,
+        "subsample": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "engine": ENGINE,
+        "versions": {
+            "proxyfda": proxyfda.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "cfg": plain(cfg),
+    }
+
+
+def _weights(cfg: CfgNode) -> dict:
+    """The weights of the backbone: their tag, or a file with its size."""
+    weights = cfg.MODEL.BACKBONE.WEIGHTS
+    size = {"bytes": osp.getsize(weights)} if osp.isfile(weights) else {}
+    return {"weights": weights, **size}
+
+
+def _dataset_of(args: argparse.Namespace, cfg: CfgNode) -> str:
+    """The dataset of a run, named as its config file is."""
+    name = osp.splitext(osp.basename(args.dataset_config_file))[0]
+    return dataset_key(name or cfg.DATASET.NAME)
+
+
+def trained_on(args: argparse.Namespace, cfg: CfgNode) -> str:
+    """The dataset that the evaluated prompts were trained on; empty where none or not known.
+
+    For an evaluation it is what the training wrote into ``--model-dir``; of another codebase's
+    training only the folder names are left.
+    """
+    if not args.eval_only:
+        return _dataset_of(args, cfg)
+    if not args.model_dir:
+        return ""
+    try:
+        source = record.read(args.model_dir).get("source")
+        if source:
+            return source
+    except UserError:
+        pass  # it has no result, or a damaged one: its config says the same
+    path = osp.join(args.model_dir, layout.CONFIG)
+    if osp.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            theirs = yaml.safe_load(file) or {}
+        return theirs.get("source") or dataset_key((theirs.get("DATASET") or {}).get("NAME") or "")
+    place = layout.parse(args.model_dir)
+    return dataset_key(place.dataset) if place else ""
+
+
+def _identity(args: argparse.Namespace, cfg: CfgNode) -> dict:
+    """What a run is: its config, and what it was trained on."""
+    task = "eval" if args.eval_only else "train"
+    return {"task": task, "source": trained_on(args, cfg), **plain(cfg)}
+
+
+# -- its folders ----------------------------------------------------------------------------------
+
+
+def check_output(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Refuse an output folder that holds a run with another config.
+
+    Raises:
+        AlreadyExists: naming the first option that differs; nothing is touched.
+    """
+    path = osp.join(cfg.OUTPUT_DIR, layout.CONFIG)
+    if not osp.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        theirs = dict(flat(yaml.safe_load(file) or {}))
+    ours = dict(flat(_identity(args, cfg)))
+    free = set(_FREE_KEYS)
+    if cfg.DATASET.NAME == "ImageFolder":
+        free.remove("DATASET.ROOT")  # there the root is the dataset
+    if not args.eval_only or not ours["source"] or not theirs.get("source"):
+        # Of a training DATASET says it; a prompt of another codebase, or one that has been moved
+        # away, does not tell.
+        free.add("source")
+    changed = [
+        key
+        for key in sorted(set(ours) | set(theirs))
+        if key not in free and ours.get(key) != theirs.get(key)
+    ]
+    if changed:
+        key = changed[0]
+        raise AlreadyExists(
+            f"{cfg.OUTPUT_DIR} holds a run with another config "
+            f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
+            + "); choose another output folder or remove that one"
+        )
+
+
+def claim_output(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Mark the output folder with this run's config, unless it belongs to another."""
+    check_output(args, cfg)
+    path = osp.join(cfg.OUTPUT_DIR, layout.CONFIG)
+    if not osp.exists(path):
+        write_text(path, yaml.safe_dump(_identity(args, cfg), sort_keys=False))
+
+
+def check_model_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Refuse an evaluation of nothing, or in the folder of the training that it evaluates.
+
+    Raises:
+        BadValue: no model folder although the trainer learns something, or one that is the output
+            folder.
+        NotFound: the model folder does not exist.
+    """
+    if not args.eval_only:
+        if args.model_dir:
+            raise BadValue(
+                f"--model-dir {args.model_dir} is for --eval-only; to go on from a checkpoint give "
+                "--resume, to start from its values MODEL.INIT_WEIGHTS"
+            )
+        return
+    if not args.model_dir:
+        if is_zero_shot(cfg.TRAINER.NAME):
+            return
+        raise BadValue(
+            f"--eval-only of {cfg.TRAINER.NAME} needs --model-dir, the output folder of the "
+            "training to evaluate; without training there is ZeroshotCLIP"
+        )
+    if not osp.isdir(args.model_dir):
+        raise NotFound(
+            f"--model-dir {args.model_dir} does not exist; give the output folder of a training"
+        )
+    if osp.realpath(args.model_dir) == osp.realpath(cfg.OUTPUT_DIR):
+        raise BadValue(
+            f"--output-dir and --model-dir are both {args.model_dir}; give an output folder of its "
+            "own, so that the training's log and result stay what they are"
+        )
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Gives options after the files of ``--config-file`` back: it takes all words up to a flag."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        files = found.config_file
+        count = next(
+            (i for i, word in enumerate(files) if i and not word.endswith((".yaml", ".yml"))),
+            len(files),
+        )
+        found.config_file, found.opts = files[:count], files[count:] + found.opts
+        return found, unknown
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: CoOp's flags and a few of ours."""
+    parser = _Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--root", default="", help="folder with the datasets")
+    add("--output-dir", default="", help="where the run is written")
+    add(
+        "--resume",
+        default="",
+        help="folder of the checkpoint to go on from (default: the output folder)",
+    )
+    add("--seed", type=int, default=-1, help="a negative seed leaves everything random")
+    add("--transforms", nargs="+", help="data augmentation, in place of INPUT.TRANSFORMS")
+    add(
+        "--config-file",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="config of the trainer; more files are merged on top of it, such as one of "
+        "configs/regularisers",
+    )
+    add("--dataset-config-file", default="", help="config of the dataset")
+    add("--trainer", default="", help="name of the trainer")
+    add(
+        "--regulariser",
+        default="",
+        metavar="NAME",
+        help="what to train with against forgetting, with any trainer (none: nothing)",
+    )
+    add("--backbone", default="", help="name of the CLIP backbone")
+    add("--eval-only", action="store_true", help="evaluate only")
+    add("--model-dir", default="", help="folder to load the model from with --eval-only")
+    add("--load-epoch", type=int, help="epoch of that model (default: the best, else the last)")
+    add("--no-train", action="store_true", help="build everything, do not train")
+    add(
+        "--protocol",
+        default="",
+        choices=("", *layout.PROTOCOLS),
+        help="what the run is part of, for its result (default: as its output folder says)",
+    )
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the config")
+    return parser

@@ -1,0 +1,60 @@
+"""Folders of runs: what is written is read back."""
+
+import os
+
+import pytest
+
+from proxyfda.experiments import layout
+
+
+@pytest.mark.parametrize("name", ["CoOp", "ProxyFDACoOp", "CoOp+rkd"])
+@pytest.mark.parametrize("root", ["/out", "/out/base2new/old", "relative"])
+def test_what_is_written_is_read_back(root, name):
+    config = "vit_b16_c2_ep20_batch4_4+4ctx-paper"
+    for part, classes in (("train_base", "base"), ("test_new", "new"), ("train", "base")):
+        folder = layout.base2new(part, "dtd", -1, name, config, 2)
+        place = layout.Place("base2new", part, "dtd", name, config, -1, 2)
+        assert layout.parse(os.path.join(root, folder)) == place
+        assert place.classes == classes
+    folder = layout.fewshot("dtd", 4, name, config, 1)
+    place = layout.Place("fewshot", "", "dtd", name, config, 4, 1)
+    assert layout.parse(os.path.join(root, folder)) == place and place.classes == "all"
+    folder = layout.transfer("dtd", 16, name, config, 3)
+    place = layout.Place("transfer", "", "dtd", name, config, 16, 3)
+    assert layout.parse(os.path.join(root, folder)) == place
+
+
+def test_zero_shot_is_read_back():
+    folder = layout.zeroshot("dtd", "ZeroshotCLIP", "vit_b16")
+    place = layout.Place("zeroshot", "", "dtd", "ZeroshotCLIP", "vit_b16", None, None)
+    assert layout.parse(os.path.join("/out", folder)) == place
+
+
+@pytest.mark.parametrize(
+    ("folder", "protocol", "config"),
+    [
+        ("output/base2new/test_base/dtd/shots_16/CoOp/cfg/seed1", "base2new", "cfg"),
+        ("output/few_shot/dtd/PromptSRC/cfg_few_shot_4shots/seed1", "fewshot", "cfg_few_shot"),
+        ("output/dtd/CoOp/rn50_1shots/nctx16_cscFalse_ctpend/seed1", "fewshot",
+         "rn50/nctx16_cscFalse_ctpend"),
+        ("output/evaluation/CoOp/rn50_16shots/nctx16_cscFalse_ctpend/dtd/seed1", "transfer",
+         "rn50/nctx16_cscFalse_ctpend"),
+        ("output/ZeroshotCLIP2/rn50/dtd/seed1", "zeroshot", "rn50"),
+    ],
+    ids=["MaPLe's base", "reproduced few-shot", "CoOp's few-shot", "CoOp's transfer", "zero-shot"],
+)  # fmt: skip
+def test_upstream_s_layouts_are_read(folder, protocol, config):
+    place = layout.parse(folder)
+    assert (place.protocol, place.config, place.dataset) == (protocol, config, "dtd")
+
+
+@pytest.mark.parametrize("folder", ["/", "output/my_try", "train_base/dtd/shots_x/CoOp/cfg/seed1"])
+def test_other_folders_are_none_of_ours(folder):
+    assert layout.parse(folder) is None
+
+
+def test_the_run_of_a_file_in_it():
+    assert layout.run_folder_of("/out/dtd/CoOp/c_16shots/seed1/prompt_learner/model.pth") == (
+        "/out/dtd/CoOp/c_16shots/seed1"
+    )
+    assert layout.run_folder_of("/weights/model.pth") == ""

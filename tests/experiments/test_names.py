@@ -1,0 +1,52 @@
+"""Names of runs."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import train
+from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.experiments import names
+from proxyfda.experiments.names import run_name, split_run_name, trainer_and_regulariser
+from proxyfda.experiments.project import Project
+from proxyfda.utils.errors import BadValue
+
+
+def test_examples():
+    failed, tried = doctest.testmod(names)
+    assert tried and not failed
+
+
+@pytest.mark.parametrize("host", ["CoOp", "MaPLe", "KgCoOp"])
+@pytest.mark.parametrize("regulariser", ["", "fda", "proxy_fda", "rkd", "l2sp"])
+def test_a_name_is_taken_apart_again(host, regulariser):
+    name = run_name(host, regulariser)
+    assert split_run_name(name) == (host, regulariser)
+    assert run_name(*trainer_and_regulariser(name)) == name
+
+
+def test_a_prefix_and_its_regulariser_are_the_same():
+    assert run_name("FDACoOp", "fda") == run_name("CoOp", "fda") == run_name("FDACoOp")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "regulariser", "message"),
+    [
+        ("FDACoOp", "rkd", "whose name says 'fda'; use CoOp with it"),
+        ("ProxyFDACoOp", "none", "whose name says 'proxy_fda'"),
+        ("ZeroshotCLIP", "rkd", "which trains nothing; leave it out"),
+    ],
+)
+def test_what_does_not_fit_is_refused(trainer, regulariser, message):
+    with pytest.raises(BadValue, match=message):
+        run_name(trainer, regulariser)
+
+
+def test_every_host_has_configs_and_the_trainers_that_prefixes_name():
+    registered = TRAINER_REGISTRY.registered_names()
+    hosts = {split_run_name(name)[0] for name in registered if not names.is_zero_shot(name)}
+    assert set(names.HOSTS) <= hosts
+    assert hosts == set(Project(str(Path(train.__file__).parent), entry="train").hosts)
+    for host in hosts:
+        assert {host, *(prefix + host for prefix in names.PREFIXES)} <= set(registered)

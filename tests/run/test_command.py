@@ -1,0 +1,120 @@
+"""The command line of scripts/run.py."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+import run as command_line
+
+import train
+from proxyfda.benchmarks import BENCHMARKS
+
+ROOT = Path(train.__file__).parent
+
+
+@pytest.fixture
+def dry(monkeypatch, tmp_path, capsys):
+    """Names and commands that a command line would run, and its exit code."""
+    for name in command_line.HELP:
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*words, data="/data"):
+        argv = [*words, "--output", str(tmp_path / "my output"), "--dry-run"]
+        code = command_line.main(argv + (["--data", data] if data else []))
+        lines = capsys.readouterr().out.splitlines()
+        assert not (tmp_path / "my output").exists()
+        names = [line.partition(": ")[2] for line in lines if not line.startswith(" ")][:-1]
+        return code, names, [shlex.split(line) for line in lines if line.startswith(" ")]
+
+    return call
+
+
+def test_base2new_all_has_eleven_datasets_and_three_seeds(dry):
+    code, names, commands = dry("base2new_all", "MaPLe")
+    assert code == 0 and len(names) == 11 * 3 * 2
+    assert {word.split()[1] for word in names} == set(BENCHMARKS)
+    assert commands[0][1] == str(ROOT / "train.py")
+    assert f"{os.sep}my output{os.sep}" in commands[0][commands[0].index("--output-dir") + 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (["base2new", "CoOp,FDACoOp", "dtd", "1,2", "4"], 8),
+        (["base2new_all", "CoOp,ZeroshotCLIP", "--datasets", "bundled"], 4 * (3 * 2 + 2)),
+        (["fewshot", "CoOp"], 11 * 5 * 3),
+        (["fewshot", "CoOp", "dtd"], 5 * 3),
+        (["fewshot", "CoOp", "dtd", "1,16", "OPTIM.MAX_EPOCH", "1", "--seeds", "1"], 2),
+        (["cross_dataset", "CoOp"], 3 * 11),
+        (["domain_generalization", "CoOp", "16"], 3 * 5),
+        (["domain_generalization", "ZeroshotCLIP"], 5),
+        (["cross_dataset", "CoOp", "--source", "bundled_fruits", "--seeds", "1 2"], 2 * 4),
+        (["cross_dataset", "CoOp", "--source", "dtd", "--targets", "eurosat,dtd"], 3 * 2),
+        (["base2new", "CoOp,CoOp+rkd,CoOp+rkd", "dtd", "1"], 4),
+        (["base2new", "all", "dtd", "1"], 2 * (1 + 4 * 5)),
+        (["zeroshot"], 11),
+        (["zeroshot", "dtd,eurosat", "INPUT.SIZE", "(32, 32)"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_scripts_run_so_many_jobs(dry, words, count):
+    assert len(dry(*words)[1]) == count
+
+
+def test_environment_variables_serve_for_flags(dry, monkeypatch):
+    monkeypatch.setenv("DATASETS", "bundled_fruits, bundled_scenes")
+    monkeypatch.setenv("SEEDS", "4")
+    monkeypatch.setenv("LABEL", "mine")
+    _, names, commands = dry("base2new_all", "CoOp", data="")
+    assert len(names) == 4 and "seed 4 (mine)" in names[0]
+    assert commands[0][commands[0].index("--root") + 1] == str(ROOT / "data")
+    assert "/CoOp/mine/seed4" in " ".join(commands[0])
+
+
+def test_the_regulariser_may_be_given_for_all_plain_trainers(dry, monkeypatch):
+    monkeypatch.setenv("REGULARISER", "rkd")
+    _, names, commands = dry("base2new", "ZeroshotCLIP,CoOp,CoOp+kl", "dtd", "1")
+    assert [name.split()[0] for name in names[::2]] == ["ZeroshotCLIP", "CoOp+rkd", "CoOp+kl"]
+    assert commands[2][commands[2].index("--regulariser") + 1] == "rkd"
+
+
+def test_the_overlay_may_be_given_by_a_variable(dry, monkeypatch):
+    monkeypatch.setenv("OVERLAY", "paper")
+    _, _, commands = dry("base2new", "CoOp,FDAMaPLe", "dtd", "1")
+    assert ["-paper/" in " ".join(words) for words in commands] == [False, False, True, True]
+    assert commands[2][1:] and "configs/regularisers/paper.yaml" in " ".join(commands[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["base2new", "CoOp", "nothing", "1"], "no dataset 'nothing'; use one of"),
+        (["base2new", "CoOp", "folder", "one"], "SEED is 'one'"),
+        (["base2new", "CoOp", "folder"], "SEEDS is not given; the usage is base2new.sh TRAINER"),
+        (["base2new", "CoOp", "folder", "1", "0"], "SHOTS is 0"),
+        (["base2new", "CoOp", "folder", "1", "--cfg", "vit"], "no config 'vit' for trainer 'CoOp'"),
+        (["base2new", "CoOp", "folder", "1", "--fast"], "'--fast' is no option"),
+        (["base2new", "CoOp", "folder", "1", "4", "more"], "'more' is one word too many"),
+        (["base2new", "Coop", "folder", "1"], "no default config of 'Coop'"),
+        (["base2new", "CoOp+rdk", "dtd", "1"], "is 'rdk' .did you mean 'rkd'"),
+        (["base2new", "FDACoOp+rkd", "dtd", "1"], "given for FDACoOp, whose name says 'fda'"),
+        (["base2new", "FDACoOp", "dtd", "1", "--overlay", "papers"], "no overlay 'papers'"),
+        (["base2new", "ZeroshotCLIP+rkd", "dtd", "1"], "which trains nothing"),
+        (["base2new", "CoOp", "folder", "1", "OPTIM.LRR", "1"], "'OPTIM.LRR' is no option"),
+        (["base2new", "CoOp", "folder", "1", "OPTIM.LR"], "come in pairs"),
+        (["base2new_all"], "TRAINER is not given"),
+        (["base2new_all", "CoOp", "eurosat"], "'eurosat' is one word too many"),
+        (["zeroshot", "--workers", "0"], "--workers is 0"),
+        (["zeroshot", "--launcher", "pbs"], "--launcher is 'pbs'; use local, ray or slurm"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_words_for_the_script_are_reported(dry, tmp_path, words, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        dry(*words, data=str(tmp_path))
+
+
+def test_a_missing_data_folder_is_reported(dry):
+    with pytest.raises(ValueError, match="DATA=/path/to/datasets"):
+        dry("zeroshot", "dtd", data="")
