@@ -153,7 +153,9 @@ def register(regulariser: _Class) -> _Class:
         ValueError: no name, one that is taken, or an option whose default differs from that of the
             same option of another regulariser.
     """
-    if not regulariser.name or regulariser.name in REGULARISERS:
+    taken = REGULARISERS.get(regulariser.name)
+    reloaded = taken is not None and taken.__module__ == regulariser.__module__
+    if not regulariser.name or (taken is not None and not reloaded):
         raise ValueError(f"{regulariser.__name__} has the name {regulariser.name!r}: give another")
     for field in fields(regulariser.options_class):
         for other in REGULARISERS.values():
