@@ -1,4 +1,4 @@
-"""The config of a run: defaults, files, flags and options, merged with mistakes told by name.
+"""The config of a run: defaults, files, flags and options, merged so that a mistake is named.
 
 Merge order: the engine's defaults, the options of the registered trainers and datasets and of
 Proxy-FDA, the dataset's config file, the trainer's config files one after the other, the named
