@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import trainers  # noqa: F401  (registers them)
 from proxyfda.dassl import TRAINER_REGISTRY, get_cfg_default
-from train import extend_cfg
+from proxyfda.experiments.config import default_config
 
 ROOT = Path(__file__).resolve().parents[2]
 # Upstream's defaults (MAX_MEMORY is ours).
@@ -66,8 +67,7 @@ def test_zero_shot_reads_the_precision_of_coop_whichever_comes_first():
 
 
 def test_a_run_has_the_options_of_all_trainers():
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
+    cfg = default_config()
     for node, options in DEFAULTS.items():
         assert dict(cfg.TRAINER[node]) == options
 
@@ -99,10 +99,9 @@ def test_a_module_in_the_folder_is_a_trainer_with_its_fda_forms(tmp_path):
     (tmp_path / "trainers" / "toy.py").write_text(TOY)
     code = """
 import trainers
-from proxyfda.dassl import TRAINER_REGISTRY, get_cfg_default
-from train import extend_cfg
-cfg = get_cfg_default()
-extend_cfg(cfg)
+from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.experiments.config import default_config
+cfg = default_config()
 print(trainers.__file__)
 print(*sorted(TRAINER_REGISTRY.registered_names()))
 print(dict(cfg.TRAINER.TOY))
