@@ -8,6 +8,8 @@ import torch
 from torch.optim import lr_scheduler as schedules
 
 from proxyfda.engine import (
+    SimpleTrainer,
+    TrainerBase,
     build_lr_scheduler,
     build_optimizer,
     find_checkpoint,
@@ -182,6 +184,28 @@ def test_the_pointer_is_written_once_the_checkpoint_is_in_place(tmp_path, monkey
     monkeypatch.setattr(os, "replace", recorded)
     save_checkpoint({"state_dict": {}, "epoch": 3}, tmp_path, is_best=True)
     assert moved == ["model.pth.tar-3", "checkpoint", "model-best.pth.tar"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_continuing_elsewhere_brings_the_best_model_along(interrupted, tmp_path, monkeypatch):
+    trainer = SimpleTrainer.__new__(SimpleTrainer)
+    TrainerBase.__init__(trainer)
+    trainer.register_model("linear", torch.nn.Linear(2, 2))
+    trainer.output_dir, trainer.start_epoch = str(tmp_path / "new"), 3
+    source = tmp_path / "old" / "linear" / "model-best.pth.tar"
+    save_checkpoint({"state_dict": {}, "epoch": 2}, source.parent, model_name=source.name)
+    target = tmp_path / "new" / "linear" / "model-best.pth.tar"
+    if interrupted:
+        monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trainer._keep_best_of(str(tmp_path / "old"))
+        assert list(target.parent.iterdir()) == []  # half a copy would count as the best model
+    else:
+        trainer._keep_best_of(str(tmp_path / "old"))
+        assert target.read_bytes() == source.read_bytes()
+        target.write_bytes(b"better")
+        trainer._keep_best_of(str(tmp_path / "old"))
+        assert target.read_bytes() == b"better"
 
 
 def test_what_a_killed_process_left_behind_is_no_checkpoint(tmp_path):

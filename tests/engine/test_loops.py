@@ -93,6 +93,7 @@ def numbers(batch):
 @both
 def test_the_end_of_an_epoch_comes_after_its_last_step_and_before_the_line(make, capsys):
     trainer = make()
+    trainer.model.eval()  # as an evaluation leaves it
     capsys.readouterr()
     trainer.run_epoch()
     assert trainer.events == [*(f"step {n}" for n in range(BATCHES)), "end of epoch"]
@@ -280,6 +281,22 @@ def test_an_evaluator_of_another_kind(make):
     trainer.evaluator = Counts(trainer.cfg)
     assert trainer.test() == 8
     assert trainer.last_result == {"seen": 8, "half": 4, "split": "test"}
+
+
+class Copied:
+    """Stands in for a pinned tensor: notes how it is copied to a device."""
+
+    def to(self, device, non_blocking=False):
+        return device, non_blocking
+
+
+@both
+def test_batches_are_copied_without_waiting_for_the_device(make):
+    """From pinned memory the copy runs beside what the device is doing."""
+    trainer, batch = make(), {key: Copied() for key in ("img", "label", "domain")}
+    assert trainer.parse_batch_test(batch) == ((trainer.device, True),) * 2
+    if make is Embedded:  # an installed Dassl keeps its own
+        assert trainer.parse_batch_train(batch) == ((trainer.device, True),) * 3
 
 
 # -- the adapter ----------------------------------------------------------------------------

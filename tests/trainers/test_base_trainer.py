@@ -73,6 +73,17 @@ def test_a_step_leaves_its_values_on_the_device(name, make_trainer):
     assert not any(value.requires_grad for value in summary.values())
 
 
+def test_batches_are_copied_without_waiting_for_the_device(make_trainer):
+    class Copied:
+        def to(self, device, non_blocking=False):
+            return device, non_blocking
+
+    trainer = make_trainer("CoOp")
+    batch = {"img": Copied(), "label": Copied()}
+    for parse in (trainer.parse_batch_train, trainer.parse_batch_test):
+        assert parse(batch) == ((trainer.device, True),) * 2
+
+
 class Waits(TorchDispatchMode):
     """Notes which file of the project reads a value off the device (``item``, ``bool``, ...)."""
 

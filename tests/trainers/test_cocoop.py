@@ -244,12 +244,11 @@ def test_fda_joins_once_and_exactly(space, images, make_trainer):
 
     tuned = model.encode_image(IMAGES)
     texts, anchors = model.encode_text(tuned), trainer.frozen_text_features()
-    settings = {"k": 2, "form": "regress", "slope": 2.0, "temperature": 0.5}
     if space == "text":
-        terms = [fda_loss(own, anchors, **settings) for own in texts]
+        terms = [fda_loss(own, anchors, k=2) for own in texts]
     else:
         terms = [
-            fda_loss(row, row, columns=own, column_anchors=anchors, **settings)
+            fda_loss(row, row, columns=own, column_anchors=anchors, k=2)
             for row, own in zip(tuned.split(1), texts)
         ]
     term = torch.stack(terms).mean()

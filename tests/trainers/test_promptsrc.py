@@ -17,7 +17,7 @@ BATCH = {"img": IMAGES, "label": LABELS}
 
 @pytest.fixture
 def promptsrc(make_trainer, monkeypatch):
-    """A trainer at depth 2 whose teacher knows three templates, to be fast, unless told."""
+    """A trainer at depth 2 whose teacher has three templates, to be fast, or as many as asked."""
 
     def make(*opts, name="PromptSRC", templates=3, **kwargs):
         some = teacher_templates()[:templates]
