@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import json
 import math
@@ -22,6 +21,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.suggest import did_you_mean
 
 PRECISIONS = ("fp32", "fp16", "amp")
 OPENAI_NAMES = (
@@ -113,13 +113,6 @@ def load_clip(
 
 
 # -- names and architectures ----------------------------------------------------------------
-
-
-def did_you_mean(word: str, choices) -> str:
-    """``" (did you mean 'x'?)"`` for the nearest choice, or nothing."""
-    folded = {str(choice).lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(word).lower(), folded, n=1)
-    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
 def architecture_name(name: str) -> str:
