@@ -24,7 +24,7 @@ from proxyfda.utils.errors import BadValue
 
 
 class FrozenEncoder(nn.Module):
-    """A module that stays in eval mode: parts of a frozen CLIP do, whatever holds them."""
+    """A module that stays in eval mode, as the parts of a frozen CLIP do in any module."""
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         return super().train(False)
@@ -288,8 +288,8 @@ class ImageEncoder(FrozenEncoder):
             return out[0] if isinstance(out, tuple) else out
         if not self.takes_prompts:
             raise BadValue(
-                f"a {type(self.visual).__name__} (RN50 and other towers that are no open_clip "
-                f"vision transformer) has no tokens to prompt; use a ViT such as ViT-B/16."
+                f"a {type(self.visual).__name__} (RN50 and other towers that are not open_clip's "
+                f"vision transformers) has no tokens to prompt; use a ViT such as ViT-B/16."
             )
 
         visual = self.visual

@@ -30,7 +30,7 @@ OPENAI_NAMES = (
 )  # fmt: skip
 BUNDLED_NAME, BUNDLED_WEIGHTS = "ViT-Bundled", "bundled"
 BUNDLED_DIR = Path(__file__).parent / "bundled"
-# Entries of OpenAI's archives that describe the model and are no weights.
+# Entries of OpenAI's archives that describe the model; they are not weights.
 OPENAI_META = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -81,7 +81,7 @@ def load_clip(
 
     Raises:
         ValueError: unknown name, tag or precision; a model whose text tower cannot be prompted;
-            a file that is no CLIP checkpoint or does not fit the model.
+            a file that is not a CLIP checkpoint or does not fit the model.
         FileNotFoundError: the file does not exist, or the weights cannot be downloaded.
     """
     precision = resolve_precision(precision, device)
@@ -295,7 +295,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # pickle, zip, safetensors and torch all raise their own kinds
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise BadValue(
-            f"{path} is damaged or no CLIP checkpoint ({reason}); fetch it again or set "
+            f"{path} is damaged or not a CLIP checkpoint ({reason}); fetch it again or set "
             f"MODEL.BACKBONE.WEIGHTS to another file."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -448,7 +448,7 @@ def build_tokenizer(name: str, arch: str, config: dict[str, Any]):
             return open_clip.get_tokenizer(arch)
     except Exception as error:  # network, missing package, hub client: all mean the same here
         raise NotFound(
-            f"the tokenizer {text['hf_tokenizer_name']} of {name} could not be had "
+            f"the tokenizer {text['hf_tokenizer_name']} of {name} could not be loaded "
             f"({str(error).strip().split(chr(10))[0]}); install transformers and fetch it from "
             f"the Hugging Face hub while online."
         ) from error
