@@ -165,7 +165,7 @@ def _try_to_read(data):
 
 
 def _examine_split_file(report, data):
-    where = "docs/DATASETS.md tells where to get that"
+    where = "docs/DATASETS.md says where to get that"
     if not data.split_file:
         return
     if data.made:
@@ -290,7 +290,7 @@ def check(args):
             print(f"- {line if line.startswith(report.dataset) else f'{report.dataset}: {line}'}")
     if not found and not args.datasets:
         print(
-            f"- none of these is in {root}: docs/DATASETS.md tells how to get them; class folders "
+            f"- none of these is in {root}: docs/DATASETS.md says how to get them; class folders "
             "of your own are checked with the name ImageFolder after the root"
         )
     if args.json:

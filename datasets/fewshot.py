@@ -64,8 +64,8 @@ class FewShotCache:
     ``shot_{K}-seed_{SEED}.json`` holds the images drawn, before base/new subsampling, so that base
     and new runs share it, and two checksums. ``split_sha256`` is that of the lists from which the
     shots were drawn; a choice from others is not used. ``fingerprint_sha256`` allows to tell
-    without these lists that the choice still holds, see :meth:`load_unchanged`; it is there for
-    datasets with a ``fingerprint`` alone.
+    without these lists that the choice still holds, see :meth:`load_unchanged`; only datasets with
+    a ``fingerprint`` have it.
 
     Where there is no such file, upstream's ``shot_{K}-seed_{SEED}.pkl`` is taken if it fits.
     """

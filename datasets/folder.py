@@ -78,7 +78,7 @@ class ImageFolder(SplitDataset):
                 f"ImageFolder needs at least 2 class folders in {parts.get('train', root)}, found "
                 f"{len(classes)}; point DATASET.ROOT to the folder that holds the class folders"
             )
-        self._refuse_strangers(found, classes, names)
+        self._check_class_folders(found, classes, names)
         order = {folder: i for i, folder in enumerate(names)}
         classes = sorted(classes, key=lambda folder: (order.get(folder, len(order)), folder))
         split = self._split(found, classes)
@@ -159,7 +159,7 @@ class ImageFolder(SplitDataset):
                 else:
                     yield path
 
-    def _refuse_strangers(self, found, classes, names):
+    def _check_class_folders(self, found, classes, names):
         unknown = [folder for folder in names if folder not in classes]
         if unknown:
             raise BadValue(
@@ -184,7 +184,7 @@ class ImageFolder(SplitDataset):
     def _split(self, found, classes):
         split = {"train": {}, "val": {}, "test": {}}
         if "all" in found:
-            self._refuse_few(found["all"], FEWEST_IMAGES, "the split into train, val and test")
+            self._check_numbers(found["all"], FEWEST_IMAGES, "the split into train, val and test")
             for folder in classes:
                 images = self._shuffled(found["all"][folder])
                 n_train, n_val = round(0.5 * len(images)), round(0.2 * len(images))
@@ -194,7 +194,7 @@ class ImageFolder(SplitDataset):
             return split
         split.update(found)
         if "val" not in found:
-            self._refuse_few(found["train"], 2, "cutting val from train")
+            self._check_numbers(found["train"], 2, "cutting val from train")
             for folder in classes:
                 images = self._shuffled(found["train"][folder])
                 n_val = max(1, round(0.2 * len(images)))
@@ -203,7 +203,7 @@ class ImageFolder(SplitDataset):
         return split
 
     @staticmethod
-    def _refuse_few(found, fewest, purpose):
+    def _check_numbers(found, fewest, purpose):
         few = {folder: len(images) for folder, images in found.items() if len(images) < fewest}
         if few:
             folder, n = next(iter(few.items()))

@@ -7,7 +7,7 @@ import os
 import time
 
 from datasets.entry import Counts, Entry
-from datasets.make_split import class_folders, read_rows, tell_skipped
+from datasets.make_split import class_folders, read_rows, report_skipped
 from datasets.split import SplitDataset, check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 
@@ -55,7 +55,7 @@ class ImageNetBase(SplitDataset):
         """The images of the class folders of ``folder``; labels are the folders' positions."""
         names = self.read_classnames(self.classnames_file())
         found, skipped = class_folders(folder)
-        tell_skipped(self.name, skipped)
+        report_skipped(self.name, skipped)
         if not found:
             raise self._fault(
                 f"{folder} holds no class folders; the images have to be sorted into them"
@@ -75,7 +75,7 @@ class ImageNetBase(SplitDataset):
 
 
 class ImageNetTestSet(ImageNetBase):
-    """Test images alone, in class folders; the labels are those of the folders that are there."""
+    """Only test images, in class folders; the labels are those of the folders that are there."""
 
     test_only = True
 

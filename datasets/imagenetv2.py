@@ -6,7 +6,7 @@ import os
 
 from datasets.entry import Counts, Entry
 from datasets.imagenet import CLASSNAMES, ImageNetTestSet
-from datasets.make_split import class_folders, tell_skipped
+from datasets.make_split import class_folders, report_skipped
 from proxyfda.dassl import DATASET_REGISTRY
 
 
@@ -21,7 +21,7 @@ class ImageNetV2(ImageNetTestSet):
     def folder_entries(self, folder):
         names = list(self.read_classnames(self.classnames_file()).values())
         found, skipped = class_folders(folder)
-        tell_skipped(self.name, skipped)
+        report_skipped(self.name, skipped)
         strange = sorted(set(found) ^ {str(label) for label in range(len(names))})
         if strange:
             raise self._fault(

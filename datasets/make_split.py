@@ -66,12 +66,12 @@ def class_folders(folder, what="image folder"):
     return found, skipped
 
 
-def tell_skipped(name, skipped):
+def report_skipped(name, skipped):
     """Say how many files were skipped, and which is the first."""
     if skipped:
         print(
-            f"{name}: skipped {len(skipped)} files that are no images in a class folder, the first "
-            f"is {skipped[0]}"
+            f"{name}: skipped {len(skipped)} files that are not images in a class folder, the "
+            f"first is {skipped[0]}"
         )
 
 
@@ -104,7 +104,7 @@ class FolderDataset(SplitDataset):
     """A dataset whose split is made from class folders where there is no split file.
 
     Class attributes:
-        ignored: class folders that are no classes.
+        ignored: class folders that are not classes.
         renamed: class folder -> class name; the folder's name otherwise.
 
     Labels are the positions of the folders in sorted order (capitals first).
@@ -116,7 +116,7 @@ class FolderDataset(SplitDataset):
     def build_split(self):
         self.require("image folder", self.image_dir)
         groups, skipped = _folder_groups(self.image_dir, self.ignored, self.renamed)
-        tell_skipped(self.name, skipped)
+        report_skipped(self.name, skipped)
         with seeded_random(SPLIT_SEED):
             return cut(groups)
 
@@ -127,7 +127,7 @@ class FolderDataset(SplitDataset):
         Draws from Python's global ``random``, as theirs do.
         """
         groups, skipped = _folder_groups(image_dir, ignored, new_cnames or {})
-        tell_skipped(image_dir, skipped)
+        report_skipped(image_dir, skipped)
         return tuple(
             [Datum(os.path.join(image_dir, e.path), e.label, classname=e.classname) for e in part]
             for part in cut(groups, p_trn, p_val)

@@ -56,7 +56,7 @@ class SplitDataset(DatasetBase):
         expected: :class:`~datasets.entry.Counts` of the complete data, or ``None``;
             ``python -m datasets.check`` compares with them, reading does not.
         val_is_test: the test images serve as validation images, all of them.
-        test_only: there are test images alone; they stand for the training images, too, and
+        test_only: there are only test images; they also stand for the training images, and
             ``NUM_SHOTS`` and ``SUBSAMPLE_CLASSES`` are ignored, which a line says.
         from_listing: :meth:`parts` lists folders, so that no image has to be looked for again.
 
@@ -86,7 +86,7 @@ class SplitDataset(DatasetBase):
     split_file = ""
     split_sha256 = ""
     template = "a photo of a {}."
-    hint = "docs/DATASETS.md tells how to get it, or check --root (DATASET.ROOT)"
+    hint = "docs/DATASETS.md says how to get it, or check --root (DATASET.ROOT)"
     expected = None
     val_is_test = False
     test_only = False
@@ -119,7 +119,7 @@ class SplitDataset(DatasetBase):
         if self.test_only:
             if shots != -1 or subsample != "all":
                 print(
-                    f"{self.name} is for testing alone: all of its images and classes are used, "
+                    f"{self.name} is only for testing: all of its images and classes are used, "
                     f"whatever DATASET.NUM_SHOTS ({shots}) and SUBSAMPLE_CLASSES ({subsample}) say"
                 )
             items = make_data(parts["test"], self.image_dir, found_as)
@@ -178,18 +178,18 @@ class SplitDataset(DatasetBase):
 
     def build_split(self):
         """Make a split from something other than a split file: ``(train, val, test)``, lists of
-        :class:`Entry`. There is no such thing unless a subclass knows one."""
+        :class:`Entry`. Subclasses that can do so override it."""
         if not self.split_file:
             raise BadValue(f"{self.name} declares no split_file; name one or override parts()")
-        raise self._gone("split file", self.split_path)
+        raise self._not_found("split file", self.split_path)
 
     def require(self, what, path):
         """``path`` if it exists; FileNotFoundError saying what was looked for otherwise."""
         if not os.path.exists(path):
-            raise self._gone(what, path)
+            raise self._not_found(what, path)
         return path
 
-    def _gone(self, what, path):
+    def _not_found(self, what, path):
         near = similar_neighbour(path)
         return NotFound(
             f"{self.name}: the {what} {path} does not exist; "
@@ -216,11 +216,11 @@ class SplitDataset(DatasetBase):
         return [found_as.get(path, path) for path in paths if path not in gone], missing
 
     def _keep_split(self, parts):
-        """Save a split that was made, and say what it is."""
+        """Save a split that was made, and print a line about it."""
         print(
             f"{self.name}: there is no {self.split_file}, so a split was made by this project's "
             "rule; it is not the published one, with which published numbers were obtained "
-            "(docs/DATASETS.md tells where to get that)"
+            "(docs/DATASETS.md says where to get that)"
         )
         try:
             write_json(self.split_path, parts, indent=4)
@@ -250,12 +250,12 @@ class SplitDataset(DatasetBase):
         if not all(map(os.path.isfile, listed_paths({**chosen, "test": []}, self.image_dir))):
             return None
         parts = check_parts({**self.parts_for_evaluation(), **chosen}, self._fault)
-        self._tell_small_classes(parts, cache.shots)
+        self._report_small_classes(parts, cache.shots)
         return parts
 
     def _choose(self, parts, shots, seed, cache, fingerprint):
         """``shots`` images per class of train and ``min(shots, 4)`` of val, kept in ``cache``."""
-        self._tell_small_classes(parts, shots)
+        self._report_small_classes(parts, shots)
         if cache is None:
             return draw(self, parts, shots, seed)
         checksum = checksum_of(parts)
@@ -265,7 +265,7 @@ class SplitDataset(DatasetBase):
             cache.save(chosen, checksum, fingerprint)
         return {**chosen, "test": parts["test"]}
 
-    def _tell_small_classes(self, parts, shots):
+    def _report_small_classes(self, parts, shots):
         counts = count_labels(parts["train"])
         few = {e.classname: counts[e.label] for e in parts["train"] if counts[e.label] < shots}
         if few:

@@ -52,9 +52,9 @@ def read_upstream_cache(path, parts):
         raise
     except Exception as error:  # damaged pickles raise nearly anything
         reason = " ".join(str(error).split())
-        raise BadValue(f"no pickle of images: {reason}") from None
+        raise BadValue(f"not a pickle of images: {reason}") from None
     if not isinstance(content, dict):
-        raise BadValue("no pickle of images: it holds no dict")
+        raise BadValue("not a pickle of images: it holds no dict")
     chosen = {"test": parts["test"]}
     for part in ("train", "val"):
         listed = content.get(part, [] if not parts[part] else None)
@@ -70,7 +70,7 @@ def _fields(item):
         fields = state.get("_impath"), state.get("_label"), state.get("_classname")
         if [type(field) for field in fields] == [str, int, str]:
             return fields
-    raise BadValue("it lists something that is no image with label and class name")
+    raise BadValue("it lists something that is not an image with label and class name")
 
 
 def _entries(listed, known, part):

@@ -24,7 +24,6 @@ from proxyfda.backbones.clip import (
     ImageEncoder,
     StateCache,
     TextEncoder,
-    did_you_mean,
     load_clip,
     plain_name,
     resolve_precision,
@@ -36,6 +35,7 @@ from proxyfda.dassl import (
     find_checkpoint,
 )
 from proxyfda.utils.errors import BadValue, NotFinite
+from proxyfda.utils.suggest import did_you_mean
 from trainers.checkpoints import LearnerState
 
 

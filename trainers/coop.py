@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from proxyfda.backbones.clip import POSITIONS, TextEncoder, did_you_mean, initial_context
+from proxyfda.backbones.clip import POSITIONS, TextEncoder, initial_context
 from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.suggest import did_you_mean
 from trainers.base import PromptLearner, PromptTrainer
 
 

@@ -18,7 +18,7 @@ SHAPES = (
     "star", "cross", "ring", "heart", "crescent", "drop", "dome", "arrow", "flower", "gear",
     "bow", "fabric",
 )  # fmt: skip
-"""Outlines. ``fabric`` is no outline: the texture fills the whole picture."""
+"""Outlines. ``fabric`` is not an outline: the texture fills the whole picture."""
 
 COLOURS = {
     "red": (0.86, 0.10, 0.12), "orange": (0.97, 0.52, 0.08), "yellow": (0.97, 0.88, 0.15),
@@ -76,7 +76,7 @@ def _make_nouns() -> tuple[Noun, ...]:
     """Draw each family's bundles once and for all from a fixed seed.
 
     Bundles of a family come from few shapes, colours and textures and differ pairwise in at least
-    two of them: fine-grained, yet told apart.
+    two of them: fine-grained, but distinguishable.
     """
     rng = random.Random(20250524)
     colours, nouns = list(COLOURS), []
@@ -148,7 +148,7 @@ def scene_for(words: str, rng: random.Random) -> list[int]:
             row["colour2" if row["colour"] >= 0 else "colour"] = colours.index(word)
         else:
             raise BadValue(
-                f"'{word}' is no word of the rendered world; see datasets/bundled/world.py"
+                f"'{word}' is not a word of the rendered world; see datasets/bundled/world.py"
             )
     for key, size in (
         ("shape", len(SHAPES) - 1),  # fabric only when asked for

@@ -112,7 +112,7 @@ def test_scene_for_follows_the_words():
     assert SHAPES[row["shape"]] == "star" and TEXTURES[row["texture"]] == "striped"
     assert BACKGROUNDS[row["background"]] == "sand"
     assert [list(COLOURS)[row[k]] for k in ("colour", "colour2")] == ["red", "blue"]
-    with pytest.raises(ValueError, match="'elephant' is no word of the rendered world"):
+    with pytest.raises(ValueError, match="'elephant' is not a word of the rendered world"):
         scene_for("red elephant", random.Random(0))
 
 

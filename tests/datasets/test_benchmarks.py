@@ -225,7 +225,7 @@ def test_neither_split_file_nor_annotations(tmp_path, name, gone):
         read(name, tmp_path)
     assert str(error.value) == (
         f"{name}: there is neither the split file {folder / FACTS[name][3]} nor the annotation "
-        f"file {folder / gone} to make one from; docs/DATASETS.md tells how to get it, or check "
+        f"file {folder / gone} to make one from; docs/DATASETS.md says how to get it, or check "
         "--root (DATASET.ROOT)"
     )
 
@@ -247,7 +247,7 @@ class TestMissing:
         with pytest.raises(FileNotFoundError) as error:
             read(name, tmp_path)
         assert str(error.value) == (
-            f"{name}: the folder {folder} does not exist; docs/DATASETS.md tells how to get it, or "
+            f"{name}: the folder {folder} does not exist; docs/DATASETS.md says how to get it, or "
             "check --root (DATASET.ROOT)"
         )
 
@@ -381,9 +381,9 @@ class TestImageNetTestSets:
     def test_shots_and_subsampling_are_ignored_with_a_line(self, tmp_path, name, capsys):
         make_tree(tmp_path, name)
         whole = digest(read(name, tmp_path), tmp_path)
-        assert "testing alone" not in capsys.readouterr().out
+        assert "only for testing" not in capsys.readouterr().out
         assert digest(read(name, tmp_path, 2, "new"), tmp_path) == whole
-        assert f"{name} is for testing alone" in capsys.readouterr().out
+        assert f"{name} is only for testing" in capsys.readouterr().out
 
     @pytest.mark.parametrize("change", ["rename", "remove"])
     def test_v2_has_a_folder_for_every_name(self, tmp_path, change):

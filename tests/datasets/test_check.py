@@ -72,7 +72,7 @@ def test_a_missing_dataset_is_a_fault_only_if_it_is_named(tmp_path, complete, na
     capsys.readouterr()
     code, text = check(complete, name, out=capsys)
     assert code == 1
-    assert f"- {name}: the folder {folder} does not exist; docs/DATASETS.md tells how" in text
+    assert f"- {name}: the folder {folder} does not exist; docs/DATASETS.md says how" in text
 
 
 def test_missing_images_are_named(complete, capsys):
@@ -164,7 +164,7 @@ def test_the_published_split_file_is_recognised(complete, monkeypatch, capsys):
     assert row(text, "OxfordPets")[6] == "published" and "byte for byte" not in text
 
 
-def test_no_split_file_is_told_and_none_is_made(complete, monkeypatch, capsys):
+def test_a_missing_split_file_is_reported_and_none_is_made(complete, monkeypatch, capsys):
     path = pets(complete) / "split_zhou_OxfordPets.json"
     path.unlink()
     monkeypatch.setattr(DATASET_REGISTRY.get("OxfordPets"), "expected", Counts(5, 40, 10, 25))

@@ -163,11 +163,11 @@ def test_nothing_in_a_pickle_is_run(tmp_path, attack, capsys):
     assert path.read_bytes() == attacks(marker)[attack]
 
 
-def test_the_refused_name_is_told(tmp_path, capsys):
+def test_the_refused_name_is_printed(tmp_path, capsys):
     path = place("OxfordPets", tmp_path)
     path.write_bytes(attacks(tmp_path / "m")["by-hand"])
     read("OxfordPets", tmp_path, 2)
-    assert "no pickle of images: it asks for posix.system" in capsys.readouterr().out
+    assert "not a pickle of images: it asks for posix.system" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("root", ["C:\\data\\oxford_pets\\images\\", "", "images/", "/x/y z/ü/"])

@@ -3,7 +3,6 @@
 from proxyfda.backbones.clip.encoders import ImageEncoder, StateCache, TextEncoder
 from proxyfda.backbones.clip.loading import (
     PRECISIONS,
-    did_you_mean,
     load_clip,
     mismatches,
     resolve_precision,
@@ -12,6 +11,6 @@ from proxyfda.backbones.clip.prompts import POSITIONS, ClassPrompts, initial_con
 
 __all__ = [
     "POSITIONS", "PRECISIONS", "ClassPrompts", "ImageEncoder", "StateCache", "TextEncoder",
-    "did_you_mean", "initial_context", "load_clip", "mismatches", "plain_name",
+    "initial_context", "load_clip", "mismatches", "plain_name",
     "resolve_precision",
 ]  # fmt: skip

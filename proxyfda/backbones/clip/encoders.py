@@ -14,16 +14,17 @@ from functools import partial
 from typing import Callable, Sequence
 
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from proxyfda.backbones.clip.blocks import are_known, attend_to_all, run_block
-from proxyfda.backbones.clip.tree import PromptTree, common_prefix
+from proxyfda.backbones.clip.tree import LayoutCache, PromptLayout, common_prefix
 from proxyfda.utils.errors import BadValue
 
 
 class FrozenEncoder(nn.Module):
-    """A module that stays in eval mode: parts of a frozen CLIP do, whatever holds them."""
+    """A module that stays in eval mode, as the parts of a frozen CLIP do in any module."""
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         return super().train(False)
@@ -74,6 +75,15 @@ def whole_sequences(transformer: nn.Module, attn_mask: Tensor | None = None):
     return lambda block, x: block(x.transpose(0, 1), attn_mask=attn_mask).transpose(0, 1)
 
 
+def text_output_dim(clip: nn.Module) -> int:
+    """Number of dimensions of the text features, and so of the space that both towers share."""
+    text = getattr(clip, "text", clip)
+    projection = text.text_projection
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return text.token_embedding.weight.shape[1] if projection is None else projection.shape[1]
+
+
 class TextEncoder(FrozenEncoder):
     """The causal text transformer of an open_clip model, fed with embeddings.
 
@@ -96,11 +106,8 @@ class TextEncoder(FrozenEncoder):
         self.context_length = text.context_length
         self.width = self.token_embedding.weight.shape[1]
         self.num_layers = len(self.transformer.resblocks)
-        projection = self.text_projection
-        if isinstance(projection, nn.Linear):
-            self.output_dim = projection.out_features
-        else:
-            self.output_dim = self.width if projection is None else projection.shape[1]
+        self.output_dim = text_output_dim(clip)
+        self._layouts = LayoutCache()
         self.eval()
 
     @property
@@ -158,16 +165,29 @@ class TextEncoder(FrozenEncoder):
         Returns:
             [n, d] features; [s * n, d], one set after the other, for s sets.
         """
-        ends = self.eot_positions(tokenized_prompts).to(prompts.device)
-        length = int(ends.max()) + 1
+        layout = self._layouts.get(
+            tokenized_prompts,
+            prompts.device,
+            lambda: self._layout(tokenized_prompts, prompts.device),
+        )
+        return self._forward(prompts, layout, deep_prompts or (), shared)
+
+    def _layout(self, tokenized_prompts: Tensor, device: torch.device) -> PromptLayout:
+        return PromptLayout(self.eot_positions(tokenized_prompts).to(device))
+
+    def _forward(
+        self, prompts: Tensor, layout: PromptLayout, deep_prompts: Sequence[Tensor], shared: int
+    ) -> Tensor:
+        length = layout.length
         if prompts.shape[-2] < length:
             raise BadValue(
                 f"prompts of {prompts.shape[-2]} tokens are shorter than their text, which ends at "
                 f"token {length}; give the embeddings of the whole text."
             )
         if not 0 <= shared < length:
-            raise BadValue(f"{shared} shared tokens leave nothing of texts of {length} tokens.")
-        deep_prompts = deep_prompts or ()
+            raise BadValue(
+                f"{shared} shared tokens leave nothing of texts of {length} tokens; share fewer."
+            )
         sets = prompts if prompts.dim() == 4 else prompts.unsqueeze(0)
         x = sets[:, :, :length].to(self.dtype) + self.positional_embedding[:length].to(self.dtype)
 
@@ -182,14 +202,14 @@ class TextEncoder(FrozenEncoder):
 
         in_common = all(new.dim() == 2 and new.shape[0] < shared for new in deep_prompts)
         if shared and in_common and are_known(self.transformer):
-            tree = PromptTree(shared, ends)
+            tree = layout.tree(shared)
             run = partial(run_block, attend=tree.attend)
             x = run_blocks(self.transformer, tree.pack(x), run, deep_prompts, replace)
             x = x.index_select(1, tree.ends)
         else:
             run = whole_sequences(self.transformer, self.attn_mask[:length, :length])
             x = run_blocks(self.transformer, x.flatten(0, 1), run, deep_prompts, replace)
-            x = x[torch.arange(len(x), device=x.device), ends.repeat(len(sets))]
+            x = x[torch.arange(len(x), device=x.device), layout.ends.repeat(len(sets))]
         # LayerNorm acts on each token alone: only the one that is read needs it
         x = self.ln_final(x.view(-1, x.shape[-1]))
         if isinstance(self.text_projection, nn.Linear):
@@ -204,22 +224,30 @@ class TextEncoder(FrozenEncoder):
         """
         tokens = self.tokenize(texts)
         shared = common_prefix(tokens, self.eot_positions(tokens))
-        parts = [
-            self.forward(self.embed(part), part, shared=shared) for part in tokens.split(chunk)
-        ]
+        parts = []
+        for part in tokens.split(chunk):
+            embedded = self.embed(part)
+            # These tokens are used once: their layout does not go into the cache.
+            parts.append(self._forward(embedded, self._layout(part, part.device), (), shared))
         return torch.cat(parts)
 
 
 class ImageEncoder(FrozenEncoder):
     """The image tower of an open_clip model; vision transformers take prompts.
 
-    Attributes: ``image_size`` in pixels, ``width`` of the tokens and ``num_layers`` (0 for towers
-    without tokens), and ``dtype``, the one of the weights.
+    It is a :class:`~proxyfda.backbones.Backbone`.
+
+    Attributes: ``output_dim`` of the features, ``image_size`` in pixels, ``image_mean`` and
+    ``image_std`` of each channel, with which images in [0, 1] are normalised, ``width`` of the
+    tokens and ``num_layers`` (0 for towers without tokens), and ``dtype``, the one of the weights.
     """
 
     def __init__(self, clip: nn.Module):
         super().__init__()
         self.visual = clip.visual
+        self.output_dim = getattr(clip.visual, "output_dim", None) or text_output_dim(clip)
+        self.image_mean = tuple(getattr(clip.visual, "image_mean", None) or OPENAI_DATASET_MEAN)
+        self.image_std = tuple(getattr(clip.visual, "image_std", None) or OPENAI_DATASET_STD)
         size = getattr(self.visual, "image_size", None)
         self.image_size = size[0] if isinstance(size, (tuple, list)) else size
         self.takes_prompts = hasattr(self.visual, "class_embedding")
@@ -260,8 +288,8 @@ class ImageEncoder(FrozenEncoder):
             return out[0] if isinstance(out, tuple) else out
         if not self.takes_prompts:
             raise BadValue(
-                f"a {type(self.visual).__name__} (RN50 and other towers that are no open_clip "
-                f"vision transformer) has no tokens to prompt; use a ViT such as ViT-B/16."
+                f"a {type(self.visual).__name__} (RN50 and other towers that are not open_clip's "
+                f"vision transformers) has no tokens to prompt; use a ViT such as ViT-B/16."
             )
 
         visual = self.visual
@@ -291,7 +319,7 @@ class ImageEncoder(FrozenEncoder):
 class StateCache:
     """Keeps what was computed from some parameters until one of them changes.
 
-    Only used while gradients are off. The parameters are compared by value, with copies: fused
+    Only while gradients are off. The parameters are compared by value, with copies: fused
     optimisers and edits through ``.data`` leave no trace in a tensor's version counter.
     """
 
@@ -305,7 +333,15 @@ class StateCache:
             return compute()
         state = [p.detach() for p in module.parameters()]
         context = [torch.is_autocast_enabled(), *((p.device, p.dtype, p.shape) for p in state)]
-        if context != self._context or not all(map(torch.equal, state, self._state)):
+        if context != self._context or not _all_equal(state, self._state):
             self._value = compute()
             self._context, self._state = context, [p.clone() for p in state]
         return self._value
+
+
+def _all_equal(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors of equal shapes are equal in pairs, read back from the device at once."""
+    if not ones:
+        return True
+    device = ones[0].device
+    return bool(torch.stack([(a == b).all().to(device) for a, b in zip(ones, others)]).all())

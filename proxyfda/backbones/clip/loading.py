@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import json
 import math
@@ -22,6 +21,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.suggest import did_you_mean
 
 PRECISIONS = ("fp32", "fp16", "amp")
 OPENAI_NAMES = (
@@ -30,7 +30,7 @@ OPENAI_NAMES = (
 )  # fmt: skip
 BUNDLED_NAME, BUNDLED_WEIGHTS = "ViT-Bundled", "bundled"
 BUNDLED_DIR = Path(__file__).parent / "bundled"
-# Entries of OpenAI's archives that describe the model and are no weights.
+# Entries of OpenAI's archives that describe the model; they are not weights.
 OPENAI_META = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -81,7 +81,7 @@ def load_clip(
 
     Raises:
         ValueError: unknown name, tag or precision; a model whose text tower cannot be prompted;
-            a file that is no CLIP checkpoint or does not fit the model.
+            a file that is not a CLIP checkpoint or does not fit the model.
         FileNotFoundError: the file does not exist, or the weights cannot be downloaded.
     """
     precision = resolve_precision(precision, device)
@@ -113,13 +113,6 @@ def load_clip(
 
 
 # -- names and architectures ----------------------------------------------------------------
-
-
-def did_you_mean(word: str, choices) -> str:
-    """``" (did you mean 'x'?)"`` for the nearest choice, or nothing."""
-    folded = {str(choice).lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(word).lower(), folded, n=1)
-    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
 def architecture_name(name: str) -> str:
@@ -302,7 +295,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # pickle, zip, safetensors and torch all raise their own kinds
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise BadValue(
-            f"{path} is damaged or no CLIP checkpoint ({reason}); fetch it again or set "
+            f"{path} is damaged or not a CLIP checkpoint ({reason}); fetch it again or set "
             f"MODEL.BACKBONE.WEIGHTS to another file."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -455,7 +448,7 @@ def build_tokenizer(name: str, arch: str, config: dict[str, Any]):
             return open_clip.get_tokenizer(arch)
     except Exception as error:  # network, missing package, hub client: all mean the same here
         raise NotFound(
-            f"the tokenizer {text['hf_tokenizer_name']} of {name} could not be had "
+            f"the tokenizer {text['hf_tokenizer_name']} of {name} could not be loaded "
             f"({str(error).strip().split(chr(10))[0]}); install transformers and fetch it from "
             f"the Hugging Face hub while online."
         ) from error

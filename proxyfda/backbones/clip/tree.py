@@ -9,6 +9,9 @@ of the whole texts.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +26,8 @@ def common_prefix(tokens: Tensor, ends: Tensor) -> int:
 class PromptTree:
     """Sets of n texts with P tokens in common, each set packed into one sequence [P + T, w]: the
     trunk, then the branches one after the other, each cut at its text's end.
+
+    Building one reads tensors back to the host; using it does not.
 
     Args:
         shared: P, at least 1 and before every end.
@@ -69,3 +74,63 @@ class PromptTree:
             out = out.index_select(2, self.places)
         first = F.scaled_dot_product_attention(trunk_q, trunk_k, trunk_v, is_causal=True)
         return torch.cat([first, out], dim=2).transpose(1, 2).flatten(2)
+
+
+class PromptLayout:
+    """What the token ids of some texts say about them, whatever their embeddings are.
+
+    Computing it reads tensors back to the host, for which a GPU has to finish its work: a training
+    step takes it from a :class:`LayoutCache`.
+
+    Args:
+        ends: position [n] of each text's end.
+
+    Attributes:
+        ends: as given.
+        length: number of tokens up to the last of these.
+    """
+
+    def __init__(self, ends: Tensor):
+        self.ends, self.length = ends, int(ends.max()) + 1
+        self._trees: dict[int, PromptTree] = {}
+
+    def tree(self, shared: int) -> PromptTree:
+        """The tree of the texts with ``shared`` tokens in common, built once."""
+        if shared not in self._trees:
+            self._trees[shared] = PromptTree(shared, self.ends)
+        return self._trees[shared]
+
+
+class LayoutCache:
+    """The layouts of the token tensors that were used last.
+
+    Two tensors are the same if they are the same view of the same tensor, and nothing was written
+    to that in between. A copy of the cache is empty.
+
+    Args:
+        size: the number of layouts that are kept, with their tensors.
+    """
+
+    def __init__(self, size: int = 32):
+        self.size = size
+        self._kept: OrderedDict[tuple, tuple[Tensor, int, PromptLayout]] = OrderedDict()
+
+    def get(
+        self, tokens: Tensor, device: torch.device, compute: Callable[[], PromptLayout]
+    ) -> PromptLayout:
+        """The layout of ids [n, L] on a device; ``compute()`` if there is none."""
+        whole = tokens if tokens._base is None else tokens._base
+        if whole.is_inference():  # it does not count what is written to it
+            return compute()
+        key = (id(whole), whole.data_ptr(), tokens.storage_offset(), tokens.shape, tokens.stride())
+        key += (device,)
+        tensor, version, layout = self._kept.pop(key, (None, 0, None))
+        if layout is None or tensor is not whole or version != whole._version:
+            layout = compute()
+        self._kept[key] = whole, whole._version, layout
+        if len(self._kept) > self.size:
+            self._kept.popitem(last=False)
+        return layout
+
+    def __reduce__(self):
+        return type(self), (self.size,)

@@ -221,7 +221,7 @@ def test_bundled_model_takes_only_bundled_weights(monkeypatch, tmp_path):
 def test_damaged_file(suffix, content, tmp_path):
     path = tmp_path / f"clip.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged or no CLIP checkpoint"):
+    with pytest.raises(ValueError, match="is damaged or not a CLIP checkpoint"):
         load_clip("ViT-B/16", str(path))
 
 
