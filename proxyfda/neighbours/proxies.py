@@ -227,27 +227,39 @@ class ProxyGenerator(nn.Module):
             raise BadValue(f"max_proxies is {max_proxies}; give at least 1.")
         self.dim, self.ratio, self.width = int(dim), float(ratio), int(width)
         self.max_proxies = int(max_proxies)
-        self.down = skip_init(nn.Linear, dim, width, bias=False)
+        # ``skip_init`` would take the CPU, whatever ``torch.device(...)`` this is built in.
+        device = torch.empty(0).device
+        self.down = skip_init(nn.Linear, dim, width, bias=False, device=device)
         self.norm = nn.LayerNorm(width)
-        self.qkv = skip_init(nn.Linear, width, 3 * width, bias=False)
-        self.out = skip_init(nn.Linear, width, width)
-        self.pointwise = nn.ModuleList(skip_init(nn.Linear, width, width) for _ in range(2))
+        self.qkv = skip_init(nn.Linear, width, 3 * width, bias=False, device=device)
+        self.out = skip_init(nn.Linear, width, width, device=device)
+        self.pointwise = nn.ModuleList(
+            skip_init(nn.Linear, width, width, device=device) for _ in range(2)
+        )
         self.depthwise = nn.ParameterList(nn.Parameter(torch.empty(3, width)) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self._cached: Optional[Tuple[object, Tensor, Tensor]] = None
-        self._initialise(None if seed is None else torch.Generator().manual_seed(seed))
+        self._initialise(None if seed is None else torch.Generator("cpu").manual_seed(seed))
 
     def _initialise(self, stream: Optional[torch.Generator]) -> None:
         """Weights as torch's modules draw them, from a stream of their own or the global one."""
+
+        def draw(weight: Tensor, bound: float) -> Tensor:
+            if stream is None:
+                return weight.uniform_(-bound, bound)
+            # The stream is the CPU's, so that a seed means the same on every device.
+            drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+            return weight.copy_(drawn.uniform_(-bound, bound, generator=stream))
+
         linears = [self.down, self.qkv, self.out, *self.pointwise]
         with torch.no_grad():
             for linear in linears:
                 bound = 1 / math.sqrt(linear.in_features)
-                linear.weight.uniform_(-bound, bound, generator=stream)
+                draw(linear.weight, bound)
                 if linear.bias is not None:
-                    linear.bias.uniform_(-bound, bound, generator=stream)
+                    draw(linear.bias, bound)
             for weight in self.depthwise:
-                weight.uniform_(-1, 1, generator=stream).div_(math.sqrt(3))
+                draw(weight, 1.0).div_(math.sqrt(3))
 
     def extra_repr(self) -> str:
         """What the representation shows beside the layers."""
