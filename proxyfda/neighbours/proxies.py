@@ -290,19 +290,23 @@ class ProxyGenerator(nn.Module):
         Raises:
             BadValue: d is not ``dim``, or M not the graph's.
         """
-        if features.dim() not in (2, 3) or features.shape[-1] != self.dim:
-            raise BadValue(
-                f"features have shape {tuple(features.shape)}, but this generator was built for "
-                f"dimension {self.dim}; build ProxyGenerator({features.shape[-1]}) for them."
-            )
+        self._check(features)
         if features.shape[-2] != graph.shape[1]:
             raise BadValue(f"{features.shape[-2]} features meet {graph!r}; give its columns.")
         with torch.no_grad(), full_precision(features.device):
             unit = unit_rows(features.detach())
         return self.pool(unit, graph)
 
+    def _check(self, features: Tensor) -> None:
+        if features.dim() not in (2, 3) or features.shape[-1] != self.dim:
+            raise BadValue(
+                f"features have shape {tuple(features.shape)}, but this generator was built for "
+                f"dimension {self.dim}; build ProxyGenerator({features.shape[-1]}) for them."
+            )
+
     def pool(self, unit: Tensor, graph: NeighbourGraph) -> Proxies:
         """:meth:`forward` of unit features without gradient."""
+        self._check(unit)
         n, m = graph.shape
         positives, negatives = self.count(graph.k), self.count(graph.count - graph.k)
         if graph.is_empty:
