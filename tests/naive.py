@@ -43,7 +43,7 @@ def row_loss(case, c, w_hat, near, theta, sigma):
     if case == "fda":
         return (1 + (w * (-c / 0.2 + 4.0)).exp()).log().mean()
     if case == "fda-frozen-units":
-        return (1 + (-1.7 * w / w.abs().mean() * z).exp()).log().mean()
+        return (1 + (-1.7 * w / w.abs().mean().clamp(min=1e-6) * z).exp()).log().mean()
     if case == "match":
         q, p, at_frozen = ((1 + (-1.7 * s).exp()) ** -1 for s in (v, z, v))
         entropy = q * at_frozen.log() + (1 - q) * (1 - at_frozen).log()
