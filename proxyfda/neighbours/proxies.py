@@ -86,7 +86,9 @@ def choose_anchors(
     def spaced(size: int, wanted: int, shift: int) -> Tensor:
         return (torch.arange(wanted, device=device) * size // wanted + shift) % size
 
-    return spaced(sets, some_sets, turn // rows), spaced(rows, most // some_sets, turn)
+    # All sets stay in their order, since their columns then stay as they are.
+    in_sets = spaced(sets, some_sets, turn // rows if some_sets < sets else 0)
+    return in_sets, spaced(rows, most // some_sets, turn)
 
 
 class UnitColumns:
