@@ -302,6 +302,30 @@ def test_half_precision_features_are_computed_in_fp32(case, dtype, proxies):
     assert x.grad.dtype == dtype and torch.isfinite(x.grad).all()
 
 
+@both_kinds
+@pytest.mark.parametrize(
+    "dtype, of_generator",
+    [
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float64),
+        (torch.float32, torch.bfloat16),
+    ],
+    ids=lambda dtype: str(dtype)[6:],
+)
+def test_dtypes_of_features_and_generator_may_differ(dtype, of_generator, cross):
+    args, reg = inputs(cross, dtype=dtype), module_of("fda", True)
+    wanted = reg.terms(**{name: x.detach().double() for name, x in args.items()})
+    terms = reg.to(of_generator).terms(**args)
+    sum(terms.values()).backward()
+    rel = 2e-2 if of_generator == torch.bfloat16 else 1e-3
+    assert [x.item() for x in terms.values()] == pytest.approx(
+        [x.item() for x in wanted.values()], rel=rel
+    )
+    assert all(x.grad.dtype == dtype for x in tuned_sides(args))
+    assert all(torch.isfinite(p.grad).all() for p in reg.parameters())
+
+
 @pytest.mark.parametrize("proxies", [False, True], ids=["", "proxies"])
 @both_kinds
 @every_case
