@@ -55,7 +55,10 @@ def test_contract_of_the_package():
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ("pointwize", r"'pointwize' \(did you mean 'pointwise'\?\); use one of fda, proxy_fda,.*rkd"),
+        (
+            "pointwize",
+            r"'pointwize' \(did you mean 'pointwise'\?\); use one of fda, proxy_fda,.*rkd",
+        ),
         ("Proxy_FDA", "did you mean 'proxy_fda'"),
         ("nothing like it", "no regulariser 'nothing like it'; use one of"),
     ],
