@@ -53,6 +53,6 @@ def cached_tensor(path: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
             write_atomically(
                 path, lambda partial: torch.save({"key": key, "value": value}, partial)
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch opens and writes the file itself
             print(f"{path} cannot be written ({error}), so the next run computes it again")
     return value

@@ -35,18 +35,24 @@ class _UnitRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=_SMALLEST_NORM)
         unit = x / norm
+        # The norm is an output too, so that second derivatives pass through it.
         ctx.save_for_backward(unit, norm)
-        return unit
+        ctx.set_materialize_grads(False)
+        return unit, norm
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Optional[Tensor]:
         unit, norm = ctx.saved_tensors
-        (grad,) = grads
+        grad, grad_norm = grads
+        of_norm = None if grad_norm is None else grad_norm * unit
+        if grad is None:
+            return of_norm
         along = (grad * unit).sum(-1, keepdim=True)
-        return torch.addcmul(grad, unit, along, value=-1.0) / norm
+        of_unit = torch.addcmul(grad, unit, along, value=-1.0) / norm
+        return of_unit if of_norm is None else of_unit + of_norm
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -57,7 +63,7 @@ def unit_rows(x: Tensor) -> Tensor:
             [0.0000, 0.0000]])
     """
     x = x if x.dtype == torch.float64 else x.float()
-    unit: Tensor = _UnitRows.apply(x)
+    unit: Tensor = _UnitRows.apply(x)[0]
     return unit
 
 

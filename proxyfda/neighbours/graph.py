@@ -46,7 +46,8 @@ class NeighbourGraph:
     nearly equal; ``scale="row"`` gives each row its own. Both hold within and across modalities:
     image-text cosines (0.15 to 0.35, spread about 0.03) get the same range as image-image ones.
 
-    Everything but the similarities is computed when it is first used.
+    Everything but the similarities is computed when it is first used, outside of inference mode,
+    so that a graph that served evaluation first can serve training too.
 
     Args:
         anchors: frozen row features [N, d].
@@ -193,11 +194,12 @@ class NeighbourGraph:
     def weights(self) -> Tensor:
         """w of Eq. 2 [N, M]: ŵ, negated for non-neighbours; 0 on the diagonal of a self graph."""
         if self._weights is None:
-            signs = torch.full_like(self.similarities, -1.0).scatter_(1, self.indices, 1.0)
-            weights = self.similarities.clamp(min=self.min_weight).mul_(signs)
-            if not self.is_cross:
-                weights.masked_fill_(self.diagonal, 0.0)
-            self._weights = weights
+            with torch.inference_mode(False):
+                signs = torch.full_like(self.similarities, -1.0).scatter_(1, self.indices, 1.0)
+                weights = self.similarities.clamp(min=self.min_weight).mul_(signs)
+                if not self.is_cross:
+                    weights.masked_fill_(self.diagonal, 0.0)
+                self._weights = weights
         return self._weights
 
     # -- units ------------------------------------------------------------------------------------
@@ -206,24 +208,26 @@ class NeighbourGraph:
     def threshold(self) -> Tensor:
         """Half way between the K-th and the next neighbour's similarity [N, 1]."""
         if self._threshold is None:
-            if self.is_empty:
-                self._threshold = self.similarities.new_zeros(len(self.similarities), 1)
-            else:
-                edge = self.order[:, [self.k - 1, min(self.k, self.count - 1)]]
-                self._threshold = self.similarities.gather(1, edge).mean(1, keepdim=True)
+            with torch.inference_mode(False):
+                if self.is_empty:
+                    self._threshold = self.similarities.new_zeros(len(self.similarities), 1)
+                else:
+                    edge = self.order[:, [self.k - 1, min(self.k, self.count - 1)]]
+                    self._threshold = self.similarities.gather(1, edge).mean(1, keepdim=True)
         return self._threshold
 
     @property
     def spread(self) -> Tensor:
         """Standard deviation of the frozen similarities [N, 1], at least ``MIN_SPREAD``."""
         if self._spread is None:
-            if self.is_empty:
-                self._spread = self.similarities.new_ones(len(self.similarities), 1)
-            else:
-                variance = self._variances()
-                if self.scale == "pooled":
-                    variance = variance.mean().expand(len(variance), 1)
-                self._spread = variance.sqrt().clamp(min=MIN_SPREAD)
+            with torch.inference_mode(False):
+                if self.is_empty:
+                    self._spread = self.similarities.new_ones(len(self.similarities), 1)
+                else:
+                    variance = self._variances()
+                    if self.scale == "pooled":
+                        variance = variance.mean().expand(len(variance), 1)
+                    self._spread = variance.sqrt().clamp(min=MIN_SPREAD)
         return self._spread
 
     def _variances(self) -> Tensor:

@@ -86,7 +86,9 @@ def choose_anchors(
     def spaced(size: int, wanted: int, shift: int) -> Tensor:
         return (torch.arange(wanted, device=device) * size // wanted + shift) % size
 
-    return spaced(sets, some_sets, turn // rows), spaced(rows, most // some_sets, turn)
+    # All sets stay in their order, since their columns then stay as they are.
+    in_sets = spaced(sets, some_sets, turn // rows if some_sets < sets else 0)
+    return in_sets, spaced(rows, most // some_sets, turn)
 
 
 class UnitColumns:
@@ -227,27 +229,39 @@ class ProxyGenerator(nn.Module):
             raise BadValue(f"max_proxies is {max_proxies}; give at least 1.")
         self.dim, self.ratio, self.width = int(dim), float(ratio), int(width)
         self.max_proxies = int(max_proxies)
-        self.down = skip_init(nn.Linear, dim, width, bias=False)
+        # ``skip_init`` would take the CPU, whatever ``torch.device(...)`` this is built in.
+        device = torch.empty(0).device
+        self.down = skip_init(nn.Linear, dim, width, bias=False, device=device)
         self.norm = nn.LayerNorm(width)
-        self.qkv = skip_init(nn.Linear, width, 3 * width, bias=False)
-        self.out = skip_init(nn.Linear, width, width)
-        self.pointwise = nn.ModuleList(skip_init(nn.Linear, width, width) for _ in range(2))
+        self.qkv = skip_init(nn.Linear, width, 3 * width, bias=False, device=device)
+        self.out = skip_init(nn.Linear, width, width, device=device)
+        self.pointwise = nn.ModuleList(
+            skip_init(nn.Linear, width, width, device=device) for _ in range(2)
+        )
         self.depthwise = nn.ParameterList(nn.Parameter(torch.empty(3, width)) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self._cached: Optional[Tuple[object, Tensor, Tensor]] = None
-        self._initialise(None if seed is None else torch.Generator().manual_seed(seed))
+        self._initialise(None if seed is None else torch.Generator("cpu").manual_seed(seed))
 
     def _initialise(self, stream: Optional[torch.Generator]) -> None:
         """Weights as torch's modules draw them, from a stream of their own or the global one."""
+
+        def draw(weight: Tensor, bound: float) -> Tensor:
+            if stream is None:
+                return weight.uniform_(-bound, bound)
+            # The stream is the CPU's, so that a seed means the same on every device.
+            drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+            return weight.copy_(drawn.uniform_(-bound, bound, generator=stream))
+
         linears = [self.down, self.qkv, self.out, *self.pointwise]
         with torch.no_grad():
             for linear in linears:
                 bound = 1 / math.sqrt(linear.in_features)
-                linear.weight.uniform_(-bound, bound, generator=stream)
+                draw(linear.weight, bound)
                 if linear.bias is not None:
-                    linear.bias.uniform_(-bound, bound, generator=stream)
+                    draw(linear.bias, bound)
             for weight in self.depthwise:
-                weight.uniform_(-1, 1, generator=stream).div_(math.sqrt(3))
+                draw(weight, 1.0).div_(math.sqrt(3))
 
     def extra_repr(self) -> str:
         """What the representation shows beside the layers."""
@@ -278,19 +292,23 @@ class ProxyGenerator(nn.Module):
         Raises:
             BadValue: d is not ``dim``, or M not the graph's.
         """
-        if features.dim() not in (2, 3) or features.shape[-1] != self.dim:
-            raise BadValue(
-                f"features have shape {tuple(features.shape)}, but this generator was built for "
-                f"dimension {self.dim}; build ProxyGenerator({features.shape[-1]}) for them."
-            )
+        self._check(features)
         if features.shape[-2] != graph.shape[1]:
             raise BadValue(f"{features.shape[-2]} features meet {graph!r}; give its columns.")
         with torch.no_grad(), full_precision(features.device):
             unit = unit_rows(features.detach())
         return self.pool(unit, graph)
 
+    def _check(self, features: Tensor) -> None:
+        if features.dim() not in (2, 3) or features.shape[-1] != self.dim:
+            raise BadValue(
+                f"features have shape {tuple(features.shape)}, but this generator was built for "
+                f"dimension {self.dim}; build ProxyGenerator({features.shape[-1]}) for them."
+            )
+
     def pool(self, unit: Tensor, graph: NeighbourGraph) -> Proxies:
         """:meth:`forward` of unit features without gradient."""
+        self._check(unit)
         n, m = graph.shape
         positives, negatives = self.count(graph.k), self.count(graph.count - graph.k)
         if graph.is_empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Dict, List, Optional, Sequence, Type, TypeVar, Union
 
@@ -16,6 +17,10 @@ __all__ = ["REGULARISERS", "Features", "Options", "Regulariser", "create", "find
 Features = Union[Tensor, Sequence[Tensor]]
 
 
+_KINDS = {int: numbers.Integral, float: numbers.Real}
+"""What also serves as a number, such as NumPy's."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of a regulariser, checked when they are made.
@@ -27,13 +32,15 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, default = getattr(self, field.name), field.default
-            if isinstance(default, float) and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not type(default):
+            value, kind = getattr(self, field.name), type(field.default)
+            wanted = _KINDS.get(kind, kind)
+            if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+                article = "an" if kind is int else "a"
                 raise BadType(
-                    f"{field.name} is {value!r}; give a {type(default).__name__} like {default!r}."
+                    f"{field.name} is {value!r}; give {article} {kind.__name__} like "
+                    f"{field.default!r}."
                 )
+            object.__setattr__(self, field.name, kind(value))
         self.check()
 
     def check(self) -> None:

@@ -32,7 +32,7 @@ def l2sp_loss(weights: Sequence[Tensor], starting_weights: Sequence[Tensor]) -> 
         starting_weights: tensors of the same shapes; no gradient flows into them.
 
     Returns:
-        Scalar, fp32 at least; 0 without weights.
+        Scalar, fp32 (float64 for float64 weights); 0 without weights.
 
     Raises:
         BadValue: the shapes differ.
@@ -47,10 +47,10 @@ def l2sp_loss(weights: Sequence[Tensor], starting_weights: Sequence[Tensor]) -> 
         )
     if not shapes:
         return zero_loss()
-    terms = [
-        (weight.float() - start.detach().to(weight.device).float()).square().sum()
-        for weight, start in zip(weights, starting_weights)
-    ]
+    terms = []
+    for weight, start in zip(weights, starting_weights):
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        terms.append((weight - start.detach().to(weight)).square().sum())
     return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
 

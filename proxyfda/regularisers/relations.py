@@ -134,7 +134,8 @@ def _cosines(
     features: Tensor, columns: Optional[Tensor], graph: NeighbourGraph
 ) -> Tuple[Tensor, UnitColumns]:
     """Tuned cosines [N, M] of rows and columns, and the unit columns."""
-    rows = unit_rows(features) if graph.rows_of is not features else graph.unit_rows
+    is_frozen = graph.rows_of is features and not features.requires_grad
+    rows = graph.unit_rows if is_frozen else unit_rows(features)
     others = rows if columns is None else unit_rows(columns).to(rows.dtype)
     cosines = rows @ others.transpose(-1, -2)
     unit = UnitColumns(others, cosines if columns is None else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Optional, Type
 
@@ -106,7 +107,11 @@ def distance_loss(
 
 def _angles(x: Tensor, vertices: Tensor) -> Tensor:
     """Cosines of the angles at some vertices j between x_i and x_k [V, N, N]."""
-    directions = F.normalize(x.unsqueeze(0) - x[vertices].unsqueeze(1), dim=-1)
+    differences = x.unsqueeze(0) - x[vertices].unsqueeze(1)
+    squared = differences.square().sum(-1, keepdim=True)
+    # As with distances: equal features have no direction, and none with a gradient.
+    lengths = squared.masked_fill(squared == 0.0, math.inf).sqrt()
+    directions = differences / lengths
     return directions @ directions.transpose(1, 2)
 
 
@@ -204,7 +209,7 @@ def geometric_losses(  # type: ignore[no-untyped-def]
         return [zero_loss(features, columns)]
     losses = []
     if options.distance:
-        if columns is not None and features.dim() == 3 and anchors.dim() == 2:
+        if len(anchors) != features.shape[-2] and anchors.dim() == 2:
             anchors = anchors.view(features.shape)  # a set per image
         losses.append(options.distance * distance_loss(features, anchors, columns, column_anchors))
     if options.angle:

@@ -1,40 +1,21 @@
-"""Proxies: convexity, explicit construction, gradient isolation, edges."""
+"""Proxies: convexity, explicit construction, gradients of L_proxy, the generator's start."""
 
 import math
 
 import pytest
 import torch
-from torch.nn.functional import normalize, softplus
+from naive import features
+from torch import nn
+from torch.nn.functional import normalize
 
-from proxyfda.neighbours.graph import FORMS, NeighbourGraph, Relations, fda_loss
-from proxyfda.neighbours.proxies import Proxies, ProxyGenerator, proxy_fda_loss, proxy_loss
+from proxyfda.neighbours import NeighbourGraph, Proxies, ProxyGenerator, proxy_loss
+from proxyfda.neighbours.proxies import MAX_PROXIES, choose_anchors
 
 D = 12
 
 
-def features(n, seed=0, dtype=torch.float64, cone=0.5, d=D):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    x += cone * torch.randn(1, d, generator=generator, dtype=torch.float64)
-    return (x * (1 + torch.arange(n).unsqueeze(1) % 3)).to(dtype)
-
-
 def generator_for(d=D, ratio=0.4, seed=0, **options):
-    torch.manual_seed(seed)
-    return ProxyGenerator(d, ratio, **options)
-
-
-def inputs(cross, seed=0, dtype=torch.float64, rows=9, columns=11):
-    """Arguments of proxy_fda_loss with tensors that require gradient."""
-    first = {
-        "features": features(rows, seed + 1, dtype).requires_grad_(),
-        "anchors": features(rows, seed + 2, dtype).requires_grad_(),
-    }
-    second = {
-        "columns": features(columns, seed + 3, dtype).requires_grad_(),
-        "column_anchors": features(columns, seed + 4, dtype).requires_grad_(),
-    }
-    return {**first, **second} if cross else first
+    return ProxyGenerator(d, ratio, seed=seed, **options)
 
 
 @pytest.mark.parametrize("d, count", [(512, 22_881), (64, 64 * 32 + 6_497)])
@@ -43,10 +24,18 @@ def test_parameter_count(d, count):
 
 
 @pytest.mark.parametrize(
-    "size, number", [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (8, 3), (55, 22), (62, 25)]
+    "size, number",
+    [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (8, 3), (55, 22), (62, 25), (319, 128), (999, 128)],
 )
 def test_number_of_proxies(size, number):
+    assert MAX_PROXIES == 128
     assert ProxyGenerator(4).count(size) == number
+
+
+def test_number_of_proxies_is_bounded():
+    x = features(30)
+    proxies = generator_for(max_proxies=4)(x, NeighbourGraph(x, 15))
+    assert proxies.weights.shape == (30, 8, 30) and proxies.positives == 4
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
@@ -56,9 +45,9 @@ def test_weights_are_convex_within_their_set(cross, k, ratio):
     x = features(10, 1)
     columns = features(13, 2)
     graph = NeighbourGraph(x, k, columns if cross else None)
-    proxies = generator_for(ratio=ratio)(columns if cross else x, graph)
-    a, near = proxies.weights, graph.mask
     generator = generator_for(ratio=ratio)
+    proxies = generator(columns if cross else x, graph)
+    a, near = proxies.weights, graph.mask
     assert proxies.positives == generator.count(graph.k)
     assert a.shape[1] == proxies.positives + generator.count(graph.count - graph.k)
     assert (a >= 0).all() and torch.allclose(a.sum(2), torch.ones(a.shape[:2]))
@@ -80,10 +69,18 @@ def test_one_generator_serves_any_set_sizes():
         assert torch.allclose(a.sum(2), torch.ones(a.shape[:2]))
 
 
+def test_what_was_kept_from_another_size_changes_nothing():
+    x, used = features(12), generator_for()
+    for n, k in [(12, 5), (7, 3), (12, 3)]:
+        used(features(n), NeighbourGraph(features(n), k))
+    graph = NeighbourGraph(x, 5)
+    assert torch.equal(used(x, graph).weights, generator_for()(x, graph).weights)
+
+
 def test_proxies_start_diverse():
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(16, 64, generator=generator).repeat_interleave(4, 0)
-    x = centres + torch.randn(64, 64, generator=generator) + torch.randn(64, generator=generator)
+    stream = torch.Generator().manual_seed(0)
+    centres = torch.randn(16, 64, generator=stream).repeat_interleave(4, 0)
+    x = centres + torch.randn(64, 64, generator=stream) + torch.randn(64, generator=stream)
     graph = NeighbourGraph(x, 8)
     proxies = generator_for(64)(x, graph)
     p = normalize(proxies.weights @ normalize(x, dim=1), dim=2)
@@ -101,115 +98,76 @@ def test_proxies_do_not_depend_on_the_order_of_the_batch():
     assert torch.allclose(a[shuffle][:, :, shuffle], b)
 
 
+def convolution(sequence, weight):
+    """A depthwise convolution of width 3 with zeros around the sequence [P, r]."""
+    padded = torch.cat([torch.zeros_like(sequence[:1]), sequence, torch.zeros_like(sequence[:1])])
+    count = len(sequence)
+    return sum(padded[2 - t : 2 - t + count] * weight[t] for t in range(3))
+
+
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_gram_formulation_equals_explicit_proxies(cross):
-    x, columns = normalize(features(9, 1), dim=1), normalize(features(11, 2), dim=1)
+def test_layout_of_the_generator_written_out(cross):
+    x, columns = features(9, 1), features(11, 2)
     others = columns if cross else x
-    graph = NeighbourGraph(x, 3, columns if cross else None)
-    proxies = generator_for().double()(others, graph)
-    p = proxies.weights @ others  # [N, P, d]
-    got = proxies.cosines(x @ others.t(), others @ others.t())
-    assert torch.allclose(got, torch.cosine_similarity(x.unsqueeze(1), p, dim=2), atol=1e-12)
-    for i in range(9):
-        for j in range(p.shape[1]):
-            want = (proxies.weights[i, j] * graph.similarities[i]).sum()
-            assert proxies.estimate(graph.similarities)[i, j].item() == pytest.approx(want.item())
-
-
-def explicit_loss(form, x, frozen, k, generator, columns=None, column_frozen=None, **options):
-    """One anchor at a time, with the proxies formed in d dimensions."""
-    cross = columns is not None
-    graph = NeighbourGraph(frozen, k, column_frozen)
-    others, frozen_others = (columns, column_frozen) if cross else (x, frozen)
+    graph = NeighbourGraph(features(9, 3), 4, features(11, 4) if cross else None)
+    generator = generator_for(ratio=0.6, width=8).double()
     proxies = generator(others, graph)
-    rows, others = normalize(x, dim=1), normalize(others, dim=1)
-    frozen, frozen_others = normalize(frozen, dim=1), normalize(frozen_others, dim=1)
-    total = 0.0
-    for i in range(len(x)):
-        js = [j for j in range(len(others)) if cross or j != i]
-        a = proxies.weights[i].detach()
-        p = normalize(a @ others, dim=1)
-        if form in ("paper", "standardised"):
-            estimate = a @ graph.similarities[i]
-        else:
-            estimate = normalize(a @ frozen_others, dim=1) @ frozen[i]
-        similarities = torch.cat([graph.similarities[i, js], estimate])
-        positive = torch.cat([graph.mask[i, js], torch.arange(len(a)) < proxies.positives])
-        weights = torch.where(positive, 1.0, -1.0) * similarities.clamp(min=0)
-        one = Relations(
-            similarities.unsqueeze(0),
-            positive.unsqueeze(0),
-            weights.unsqueeze(0),
-            torch.ones(1, len(weights), dtype=torch.bool),
-            len(weights),
-            graph.threshold[i : i + 1],
-            graph.spread[i : i + 1],
-        )
-        cosines = torch.cat([others[js] @ rows[i], p @ rows[i]]).unsqueeze(0)
-        used = {name: options[name] for name in FORMS[form].uses}
-        total = total + FORMS[form].function(cosines, one, **used).sum()
-    return total / len(x)
+    unit = normalize(others, dim=1)
+    tokens = generator.norm(generator.down(unit - unit.mean(0)))
+    q, k, v = generator.qkv(tokens).chunk(3, dim=1)
+    members = tokens + generator.out(torch.softmax(q @ k.t() / math.sqrt(8), 1) @ v)
+    for i in range(9):
+        ranked = graph.order[i].tolist()
+        made = []
+        for own in (ranked[:4], ranked[4:]):
+            pooled = nn.functional.adaptive_avg_pool1d(
+                members[own].t().unsqueeze(0), generator.count(len(own))
+            )[0].t()
+            hidden = convolution(generator.pointwise[0](pooled), generator.depthwise[0]).relu()
+            hidden = convolution(generator.pointwise[1](hidden), generator.depthwise[1])
+            cosines = normalize(pooled + hidden, dim=1) @ normalize(members[own], dim=1).t()
+            spread_out = torch.zeros(len(cosines), len(others), dtype=torch.float64)
+            spread_out[:, own] = (10.0 * cosines).softmax(1)
+            made.append(spread_out)
+        assert torch.allclose(proxies.weights[i], torch.cat(made), atol=1e-6)
 
 
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("form", sorted(FORMS))
-def test_loss_and_gradient_equal_explicit_construction(form, cross):
-    options = {"tau": 0.2, "bias": 4.0, "slope": 1.7, "temperature": 0.6}
-    generator = generator_for().double()
-    args = inputs(cross)
-    got, _ = proxy_fda_loss(**args, generator=generator, k=3, form=form, **options)
-    got.backward()
-    again = inputs(cross)
-    want = explicit_loss(
-        form,
-        again["features"],
-        again["anchors"].detach(),
-        3,
-        generator,
-        again.get("columns"),
-        again["column_anchors"].detach() if cross else None,
-        **options,
-    )
-    want.backward()
-    assert got.item() == pytest.approx(want.item(), rel=1e-6)
-    for name in ("features", "columns")[: 1 + cross]:
-        assert torch.allclose(args[name].grad, again[name].grad, rtol=1e-6, atol=1e-9)
-
-
-def test_paper_form_written_out():
-    generator = generator_for().double()
-    x, frozen = features(6, 1), features(6, 2)
-    graph = NeighbourGraph(frozen, 2)
+def test_no_gradient_flows_into_the_features():
+    x = features(9).requires_grad_()
+    graph, generator = NeighbourGraph(x, 3), generator_for()
     proxies = generator(x, graph)
-    total = 0.0
-    for i in range(6):
-        terms = []
-        for j in range(6):
-            if j != i:
-                c = torch.cosine_similarity(x[i], x[j], dim=0)
-                w_hat = torch.cosine_similarity(frozen[i], frozen[j], dim=0)
-                w = w_hat.clamp(min=0) * (1 if graph.mask[i, j] else -1)
-                terms.append(softplus(w * (-c / 0.1 + 10)))
-        for j, a in enumerate(proxies.weights[i]):
-            p = sum(a[m] * x[m] / x[m].norm() for m in range(6))
-            c = torch.cosine_similarity(x[i], p, dim=0)
-            w_hat = (a * torch.cosine_similarity(frozen[i : i + 1], frozen)).sum()
-            w = w_hat.clamp(min=0) * (1 if j < proxies.positives else -1)
-            terms.append(softplus(w * (-c / 0.1 + 10)))
-        total += sum(terms) / len(terms) / 6
-    got, _ = proxy_fda_loss(x, frozen, generator, k=2)
-    assert got.item() == pytest.approx(total.item(), rel=1e-6)
+    proxy_loss(proxies, x, graph).backward()
+    assert x.grad is None and all(p.grad is not None for p in generator.parameters())
 
 
+@pytest.mark.parametrize("sets", [1, 3])
+@pytest.mark.parametrize("m", [6, 15], ids=["few columns", "more columns than dimensions"])
+def test_sets_of_columns_equal_one_call_each(m, sets):
+    columns = torch.stack([features(m, seed) for seed in range(sets)])
+    graph = NeighbourGraph(features(2 * sets, 7), 3, features(m, 8), scale="row")
+    generator = generator_for().double()
+    together = generator(columns, graph)
+    loss = proxy_loss(together, columns, graph)
+    each = []
+    for s in range(sets):
+        part = graph.rows(torch.tensor([2 * s, 2 * s + 1]))
+        proxies = generator(columns[s], part)
+        assert torch.allclose(together.weights[2 * s : 2 * s + 2], proxies.weights)
+        each.append(proxy_loss(proxies, columns[s], part))
+    torch.testing.assert_close(loss, torch.stack(each).mean())
+
+
+@pytest.mark.parametrize("m", [9, 15], ids=["few columns", "more columns than dimensions"])
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_proxy_loss_written_out(cross):
-    x, columns = features(7, 1), features(9, 2)
+def test_proxy_loss_written_out(cross, m):
+    n = 7 if cross else m
+    x, columns = features(n, 1), features(m, 2)
     others = columns if cross else x
-    graph = NeighbourGraph(features(7, 3), 4, features(9, 4) if cross else None)
+    graph = NeighbourGraph(features(n, 3), 4, features(m, 4) if cross else None)
     proxies = generator_for(ratio=0.6).double()(others, graph)
     unit = normalize(others, dim=1)
     totals = {"near contrast": [], "far contrast": [], "near variance": [], "far variance": []}
-    for i in range(7):
+    for i in range(n):
         near = graph.indices[i].tolist()
         far = [j for j in range(len(unit)) if j not in near and (cross or j != i)]
         p = normalize(proxies.weights[i].detach() @ unit, dim=1)
@@ -223,62 +181,26 @@ def test_proxy_loss_written_out(cross):
             totals[f"{name} variance"].append(max(0.0, 1 - math.sqrt(ratio)))
     means = {name: sum(values) / len(values) for name, values in totals.items()}
     contrast = means["near contrast"] + means["far contrast"]
+    assert means["near variance"] > 0 and means["far variance"] > 0
     variance = means["near variance"] + means["far variance"]
-    assert variance > 0
     for alpha in (0.0, 0.7):
         got = proxy_loss(proxies, others, graph, alpha=alpha, temperature=0.2)
         assert got.item() == pytest.approx(contrast + alpha * variance, rel=1e-4)
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("form", sorted(FORMS))
-def test_gradients_are_isolated(form, cross):
-    generator = generator_for()
-    args = inputs(cross, dtype=torch.float32)
-    loss_fda, loss_proxy = proxy_fda_loss(**args, generator=generator, k=3, form=form)
-    loss_fda.backward()
-    assert all(p.grad is None for p in generator.parameters())
-    tuned, frozen = ("features", "columns"), ("anchors", "column_anchors")
-    assert all(args[name].grad.abs().sum() > 0 for name in tuned if name in args)
-    assert all(args[name].grad is None for name in frozen if name in args)
-    for name in tuned:
-        if name in args:
-            args[name].grad = None
-    loss_proxy.backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in generator.parameters())
-    assert sum(p.grad.abs().sum() for p in generator.parameters()) > 0
-    assert all(tensor.grad is None for tensor in args.values())
-
-
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("what", ["fda", "proxy"])
-def test_gradcheck(what, cross):
+def test_gradcheck_of_proxy_loss(cross):
     generator = generator_for(4, width=3).double()
-    x, frozen = features(6, 1, d=4), features(6, 2, d=4)
-    extra = {"columns": features(5, 3, d=4), "column_anchors": features(5, 4, d=4)} if cross else {}
-    graph = NeighbourGraph(frozen, 3, extra.get("column_anchors"))
-    if what == "fda":
-        # The generator sees the features without gradient: hold its proxies while they move.
-        proxies = generator(extra.get("columns", x), graph)
+    x, columns = features(6, 1, d=4), features(5, 3, d=4)
+    others = columns if cross else x
+    graph = NeighbourGraph(features(6, 2, d=4), 3, features(5, 4, d=4) if cross else None)
+    weights = generator(others, graph).weights.detach().requires_grad_()
+    positives = generator.count(graph.k)
 
-        class Fixed(torch.nn.Module):
-            def forward(self, features, graph):
-                return proxies
+    def loss(weights):
+        return proxy_loss(Proxies(weights, positives), others, graph)
 
-        def loss(x, columns):
-            both = {**extra, "columns": columns} if cross else {}
-            return proxy_fda_loss(x, frozen, Fixed(), k=3, tau=0.3, bias=3.0, **both)[0]
-
-        moving = (x.requires_grad_(), features(5, 3, d=4).requires_grad_(cross))
-        assert torch.autograd.gradcheck(loss, moving)
-    else:
-        weights = generator(extra.get("columns", x), graph).weights.detach().requires_grad_()
-        positives = generator.count(graph.k)
-
-        def loss(weights):
-            return proxy_loss(Proxies(weights, positives), extra.get("columns", x), graph)
-
-        assert torch.autograd.gradcheck(loss, (weights,))
+    assert torch.autograd.gradcheck(loss, (weights,))
 
 
 def test_training_the_generator_lowers_its_loss():
@@ -296,106 +218,106 @@ def test_training_the_generator_lowers_its_loss():
     assert losses[-1] < losses[0] - 0.02
 
 
-@pytest.mark.parametrize("form", ["match", "kl", "regress", "correlation"])
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_minimum_stays_at_frozen_features(form, cross):
-    frozen, columns = features(9, 1), features(8, 2)
-    x, y = frozen.clone().requires_grad_(), columns.clone().requires_grad_()
-    extra = {"columns": y, "column_anchors": columns} if cross else {}
-    loss, _ = proxy_fda_loss(x, frozen, generator_for().double(), k=3, form=form, **extra)
-    loss.backward()
-    assert loss.item() == pytest.approx(0.0, abs=1e-12) and x.grad.abs().max() < 1e-8
-
-
-@pytest.mark.parametrize("form", sorted(FORMS))
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_half_precision_and_autocast(form, dtype):
-    generator = generator_for()
-    x, frozen = features(12, 1, dtype), features(12, 2, dtype)
-    want = proxy_fda_loss(x.float(), frozen.float(), generator, k=4, form=form)
-    x.requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = proxy_fda_loss(x, frozen, generator, k=4, form=form)
-    assert [loss.dtype for loss in got] == [torch.float32] * 2
-    assert [loss.item() for loss in got] == pytest.approx([loss.item() for loss in want], rel=1e-5)
-    sum(got).backward()
-    assert torch.isfinite(x.grad).all()
-    assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_nothing_to_align_is_exact_zero(n):
-    generator, x = generator_for(), features(n).requires_grad_()
-    losses = proxy_fda_loss(x, features(n), generator, k=8)
-    sum(losses).backward()
-    assert [loss.item() for loss in losses] == [0.0, 0.0]
-    assert (x.grad == 0).all() and all((p.grad == 0).all() for p in generator.parameters())
-
-
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("n, m", [(4, 2), (5, 3), (6, 20)])
-def test_small_sets_are_finite(n, m, cross):
-    generator, args = generator_for(), inputs(cross, rows=n, columns=m, dtype=torch.float32)
-    losses = proxy_fda_loss(**args, generator=generator, k=8)
-    sum(losses).backward()
-    grads = [p.grad for p in generator.parameters()] + [args["features"].grad]
-    assert all(torch.isfinite(loss) for loss in losses)
-    assert all(torch.isfinite(grad).all() for grad in grads)
-
-
-@pytest.mark.parametrize("form", sorted(FORMS))
-def test_equal_features_are_finite(form):
-    generator, x = generator_for(4), torch.ones(6, 4).requires_grad_()
-    losses = proxy_fda_loss(x, torch.ones(6, 4), generator, k=3, form=form)
-    sum(losses).backward()
-    assert all(torch.isfinite(loss) for loss in losses) and torch.isfinite(x.grad).all()
-    assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
-
-
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("form", ["paper", "match"])
-def test_several_sets_in_one_call_equal_one_call_each(form, cross):
-    sets = torch.stack([features(7, seed) for seed in range(1, 4)]).requires_grad_()
-    columns = torch.stack([features(6, seed) for seed in range(4, 7)]).requires_grad_()
-    frozen, column_anchors = features(7), features(6, 8)
-    generator = generator_for().double()
-    options = {"k": 3, "form": form, "generator": generator}
-    if cross:  # every row meets columns of its own
-        graph = NeighbourGraph(frozen[:3], 3, column_anchors, scale="row")
-        rows = sets[:, :1]
-        together = proxy_fda_loss(rows, columns=columns, graph=graph, **options)
-        each = [
-            proxy_fda_loss(row, anchor[None], columns=c, column_anchors=column_anchors, **options)
-            for row, anchor, c in zip(rows, frozen, columns)
-        ]
-    else:
-        together = proxy_fda_loss(sets, frozen, **options)
-        each = [proxy_fda_loss(x, frozen, **options) for x in sets]
-    leaves = [sets, *([columns] if cross else []), *generator.parameters()]
-    for got, wanted in zip(together, zip(*each)):
-        wanted = torch.stack(wanted).mean()
-        torch.testing.assert_close(got, wanted)
-        gradients = (torch.autograd.grad(x, leaves, allow_unused=True) for x in (got, wanted))
-        for a, b in zip(*gradients):
-            torch.testing.assert_close(a, b)
-
-
-def test_prepared_graph_and_state_dict():
-    x, frozen = features(9, 1, torch.float32), features(9, 2, torch.float32)
-    one, two = generator_for(seed=1), generator_for(seed=2)
-    two.load_state_dict(one.state_dict())
+def test_constants_made_in_inference_mode_serve_training():
+    x, generator = features(9, 1, torch.float32), generator_for()
+    graph = NeighbourGraph(x, 3)
     with torch.inference_mode():
-        one(x, NeighbourGraph(x, 3))  # constants made here must still serve training
-    a = proxy_fda_loss(x, frozen, one, k=3)
-    b = proxy_fda_loss(x, generator=two, graph=NeighbourGraph(frozen, 3))
-    assert a[0] == b[0] and a[1] == b[1]
-    a[1].backward()
+        generator(x, graph)
+    proxy_loss(generator(x, graph), x, graph).backward()
+    assert all(p.grad is not None for p in generator.parameters())
 
 
-def test_proxies_enter_the_mean():
-    x, frozen = features(9, 1), features(9, 2)
-    with_proxies, _ = proxy_fda_loss(x, frozen, generator_for(), k=3)
-    assert with_proxies.item() != pytest.approx(fda_loss(x, frozen, k=3).item(), rel=1e-3)
+def test_proxy_loss_with_nothing_to_align_is_zero():
+    x, generator = features(3), generator_for()
+    graph = NeighbourGraph(x, 2)
+    loss = proxy_loss(generator(x, graph), x, graph)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+# -- the generator's initial weights -------------------------------------------------------------
+
+
+def weights_as_torch_draws_them(d, seed):
+    """Initial weights of the layers as torch's own modules, built one after the other."""
+    torch.manual_seed(seed)
+    layers = [
+        nn.Linear(d, 32, bias=False),
+        nn.Linear(32, 96, bias=False),
+        nn.Linear(32, 32),
+        nn.Linear(32, 32),
+        nn.Linear(32, 32),
+    ]
+    drawn = [p for layer in layers for p in layer.parameters()]
+    return drawn + [torch.empty(3, 32).uniform_(-1, 1) / math.sqrt(3) for _ in range(2)]
+
+
+def weights_of(generator):
+    layers = [generator.down, generator.qkv, generator.out, *generator.pointwise]
+    return [p for layer in layers for p in layer.parameters()] + [*generator.depthwise]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_seeded_weights_are_those_that_torchs_modules_draw(seed):
+    wanted = weights_as_torch_draws_them(D, seed)
+    got = weights_of(ProxyGenerator(D, seed=seed))
+    torch.manual_seed(seed)
+    unseeded = weights_of(ProxyGenerator(D))
+    assert len(got) == len(wanted) == len(unseeded) == 10
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+    assert all(torch.equal(a, b) for a, b in zip(unseeded, wanted))
+
+
+def test_seeds_differ():
+    one, two = ProxyGenerator(D, seed=1), ProxyGenerator(D, seed=2)
+    assert not torch.equal(one.down.weight, two.down.weight)
+    assert not torch.equal(one.depthwise[0], two.depthwise[0])
+
+
+def test_building_with_a_seed_touches_no_global_stream(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a global stream was touched")
+
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    names = ["manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state"]
+    for name in [*names, "set_rng_state_all"]:
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    for name in ("manual_seed", "seed", "set_rng_state"):
+        monkeypatch.setattr(torch, name, refuse)
+    monkeypatch.setattr(torch.random, "fork_rng", refuse)
+    ProxyGenerator(D, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_all_parameters_are_made_on_the_default_device():
+    with torch.device("meta"):
+        seeded, unseeded = ProxyGenerator(D, seed=1), ProxyGenerator(D)
+    assert {p.device.type for p in [*seeded.parameters(), *unseeded.parameters()]} == {"meta"}
+
+
+# -- whose turn it is ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sets, rows, most", [(1, 8, 3), (1, 7, 1), (3, 5, 2), (3, 5, 3), (3, 5, 8), (4, 1, 3)]
+)
+def test_every_anchor_has_its_turn_equally_often(sets, rows, most):
+    counts = torch.zeros(sets, rows, dtype=torch.long)
+    for turn in range(sets * rows):
+        in_sets, in_rows = choose_anchors(sets, rows, 10, 10 * most + 9, turn)
+        assert 1 <= len(in_sets) * len(in_rows) <= most
+        assert len(set(in_sets.tolist())) == len(in_sets)
+        assert len(set(in_rows.tolist())) == len(in_rows)
+        counts[in_sets.unsqueeze(1), in_rows] += 1
+    assert (counts == counts[0, 0]).all() and counts[0, 0] > 0
+
+
+def test_all_anchors_where_the_bound_allows_and_one_at_least():
+    assert choose_anchors(2, 4, 10, 80, turn=3) is None
+    assert choose_anchors(2, 4, 10, 79, turn=3) is not None
+    in_sets, in_rows = choose_anchors(2, 4, 10, 1, turn=0)
+    assert len(in_sets) == len(in_rows) == 1
 
 
 X = features(6)
@@ -404,20 +326,25 @@ X = features(6)
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: proxy_fda_loss(X, X, k=2), "generator is missing"),
-        (lambda: proxy_fda_loss(X, X, ProxyGenerator(7), k=2), r"dimension 7.*Generator\(12\)"),
+        (lambda: ProxyGenerator(7)(X, NeighbourGraph(X, 2)), r"dimension 7.*Generator\(12\)"),
         (lambda: ProxyGenerator(D)(X[:4], NeighbourGraph(X, 2)), "4 features"),
-        (lambda: proxy_fda_loss(X, X, ProxyGenerator(D), k=2, form="x"), "form is 'x'"),
-        (lambda: proxy_fda_loss(X, X, ProxyGenerator(D), k=2, alpha=-1), "alpha is -1"),
-        (
-            lambda: proxy_fda_loss(X, X, ProxyGenerator(D), k=2, proxy_temperature=0.01),
-            "L_proxy is 0.01",
-        ),
+        (lambda: ProxyGenerator(D)(X[0], NeighbourGraph(X, 2)), r"shape \(12,\)"),
         (lambda: ProxyGenerator(0), "dim is 0"),
+        (lambda: ProxyGenerator(4, width=0), "width 0"),
         (lambda: ProxyGenerator(4, 0.0), "ratio is 0.0"),
+        (lambda: ProxyGenerator(4, scale=0.0), "scale 0.0"),
+        (lambda: ProxyGenerator(4, max_proxies=0), "max_proxies is 0"),
     ],
-    ids=["no generator", "dim", "columns", "form", "alpha", "temperature", "dim 0", "ratio"],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("option", ["alpha", "temperature"])
+def test_bad_options_of_proxy_loss(option):
+    graph = NeighbourGraph(X, 2)
+    value = {"alpha": -1.0, "temperature": 0.01}[option]
+    with pytest.raises(ValueError, match=f"{option}.* is {value}"):
+        proxy_loss(ProxyGenerator(D)(X, graph), X, graph, **{option: value})
