@@ -6,7 +6,7 @@ frozen feature space share a batch. Everything about shapes that do not divide e
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Sequence, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch.utils.data import Sampler
 from proxyfda.utils.errors import BadValue
 
 __all__ = ["ClassBalancedBatchSampler", "class_similarity"]
+
+_CHUNK = 1 << 20  # random numbers that are drawn at once to pass over them
 
 
 def class_similarity(features: Tensor, labels: Union[Tensor, Sequence[int]]) -> Tensor:
@@ -53,14 +55,16 @@ class ClassBalancedBatchSampler(Sampler):
     The shape adapts to the data, keeping batches as close to m·n images as it allows:
 
     - shots < n: n becomes the size of the largest class and more classes share a batch;
-    - classes < m: all classes are in a batch, with more images of each;
+    - classes < m: all classes are in a batch, with more images of each, but no more than
+      ``most_per_class``: batches are then smaller than m·n;
     - a class is cut into as few parts of at most n images as possible, equal up to one image; a
       batch takes one part of each of its classes;
     - parts are spread over the fewest batches that hold them, so batches differ by at most one
       class and none is a short remainder.
 
     The same seed and epoch give the same batches, whatever was drawn before; call ``set_epoch`` at
-    the start of each epoch. The global random streams are neither read nor moved.
+    the start of each epoch. The global random streams are neither read nor moved. An epoch's
+    batches are made while they are used.
 
     Args:
         labels: class of every image, in the data set's order.
@@ -71,13 +75,17 @@ class ClassBalancedBatchSampler(Sampler):
             that is on average most similar to those it has; None: classes at random.
         seed: of the sampler's own generator.
         drop_last: give only batches of the full number of classes (but at least one batch).
+        most_per_class: bound of n. (Proxy-)FDA with K neighbours needs n < K, or all neighbours
+            of an image are of its own class: give K - 1. None: no bound.
 
     Attributes:
         m: classes in a batch (at most).
         n: images of a class in a batch (at most).
+        shape_note: a sentence saying why these are not those asked for; empty if they are.
 
     Raises:
-        ValueError: no labels, m or n below 1, or a similarity of the wrong shape.
+        ValueError: no labels, m, n or most_per_class below 1, or a similarity of the wrong shape
+            or with values that are not finite.
     """
 
     def __init__(
@@ -89,32 +97,42 @@ class ClassBalancedBatchSampler(Sampler):
         similarity: Optional[Tensor] = None,
         seed: int = 0,
         drop_last: bool = False,
+        most_per_class: Optional[int] = None,
     ) -> None:
         labels = torch.as_tensor(labels).reshape(-1)
         if len(labels) == 0:
             raise BadValue("labels are empty; give the class of at least one image.")
         if m < 1 or n < 1:
             raise BadValue(f"m is {m} and n {n}; give at least 1 of each.")
+        if most_per_class is not None and most_per_class < 1:
+            raise BadValue(f"most_per_class is {most_per_class}; give at least 1, or None.")
         classes, position = labels.unique(return_inverse=True)
-        self._members = [(position == c).nonzero().flatten() for c in range(len(classes))]
+        counts = position.bincount()
+        self._members = position.sort(stable=True).indices.split(counts.tolist())
         self._similarity = None
         if similarity is not None:
-            similarity = torch.as_tensor(similarity).detach().to("cpu", torch.float64)
-            if similarity.shape != (len(classes), len(classes)):
-                raise BadValue(
-                    f"similarity has shape {tuple(similarity.shape)}, but there are "
-                    f"{len(classes)} classes; give one row and column per class."
-                )
-            self._similarity = similarity
+            self._similarity = _check_similarity(similarity, len(classes))
         self.seed, self.epoch = int(seed), 0
 
-        largest = max(len(members) for members in self._members)
-        self.n = min(n, largest)
-        self.m = min(len(classes), m * n // self.n)
-        self.n = min(largest, m * n // self.m)
-        parts = torch.tensor([-(-len(members) // self.n) for members in self._members])
-        count = int(parts.sum())
-        batches = max(1, count // self.m) if drop_last else -(-count // self.m)
+        largest = int(counts.max())
+        most = largest if most_per_class is None else min(largest, most_per_class)
+        self.m, self.n = _fit_shape(m, n, len(classes), most)
+        self.shape_note = ""
+        if (self.m, self.n) != (m, n):
+            reasons = []
+            if len(classes) < m:
+                reasons.append(f"the number of classes is {len(classes)}")
+            if largest < n:
+                reasons.append(f"the largest class has {largest} images")
+            if (self.m, self.n) != _fit_shape(m, n, len(classes), largest):
+                reasons.append(f"a batch may hold at most {most} images of a class")
+            self.shape_note = (
+                f"Batches of {m} classes x {n} images were asked for and become {self.m} x "
+                f"{self.n}, because {' and '.join(reasons)}."
+            )
+        parts = torch.tensor([-(-count // self.n) for count in counts.tolist()])
+        total = int(parts.sum())
+        batches = max(1, total // self.m) if drop_last else -(-total // self.m)
         least = min(2, self.m)
         while int(parts.clamp(max=batches).sum()) < least * batches:
             batches -= 1
@@ -131,43 +149,93 @@ class ClassBalancedBatchSampler(Sampler):
 
     def __iter__(self) -> Iterator[List[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        queues = []
-        for members, parts in zip(self._members, self._parts.tolist()):
-            mixed = members[torch.randperm(len(members), generator=generator)]
-            queues.append(list(mixed[: parts * self.n].tensor_split(parts)))
-        batches = [
-            [i for c in chosen for i in queues[c].pop().tolist()]
-            for chosen in self._choose_classes(generator)
+        mixed = [
+            images[torch.randperm(len(images), generator=generator)] for images in self._members
         ]
+        parts = self._parts.tolist()
+        left, made, choices = list(parts), [], self._choose_classes(generator)
         # The first batches had the freest choice of classes: do not always begin with them.
-        for b in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[b]
+        for b in self._draw_order(generator).tolist():
+            while len(made) <= b:
+                chosen = next(choices)
+                for c in chosen:
+                    left[c] -= 1
+                made.append([(c, left[c]) for c in chosen])
+            batch = []
+            for c, part in made[b]:
+                # Number ``part`` of the parts of class c, which are equal up to one image.
+                size, larger = divmod(min(len(mixed[c]), parts[c] * self.n), parts[c])
+                start = part * size + min(part, larger)
+                batch += mixed[c][start : start + size + (part < larger)].tolist()
+            made[b] = []
+            yield batch
+
+    def _draw_order(self, generator: torch.Generator) -> Tensor:
+        """The order in which the batches are given.
+
+        It is drawn after all choices of classes, so a copy of the generator runs ahead.
+        """
+        ahead = torch.Generator()
+        ahead.set_state(generator.get_state())
+        torch.randperm(int(self._parts.sum()), generator=ahead)
+        keys = len(self._sizes) * len(self._parts)
+        for start in range(0, keys, _CHUNK):
+            torch.rand(min(_CHUNK, keys - start), generator=ahead, dtype=torch.float64)
+        return torch.randperm(len(self._sizes), generator=ahead)
 
     def _choose_classes(self, generator: torch.Generator) -> Iterator[List[int]]:
         """Distinct classes for each batch, each class as often as it has parts."""
         parts = torch.arange(len(self._parts)).repeat_interleave(self._parts)
         used = torch.randperm(len(parts), generator=generator)[: sum(self._sizes)]
         left = parts[used].bincount(minlength=len(self._parts))
+        minus_one = torch.full_like(left, -1)
         for b, size in enumerate(self._sizes):
-            # A class with a part for every batch to come cannot wait, or it would be left over.
             key = torch.rand(len(left), generator=generator, dtype=torch.float64)
-            key = (key + 2.0 * (left >= len(self._sizes) - b)).masked_fill(left == 0, -1.0)
+            # A class with a part for every batch to come cannot wait, or it would be left over.
+            waits = left < len(self._sizes) - b
+            must = [] if waits.all() else (~waits).nonzero().flatten().tolist()
+            used_up = None if left.all() else left == 0
             if self._similarity is None:
+                key[must] += 2.0
+                if used_up is not None:
+                    key.masked_fill_(used_up, -1.0)
                 chosen = key.topk(size).indices.tolist()
             else:
-                chosen = self._mine(key, size)
-            left[chosen] -= 1
+                if used_up is not None:
+                    key.masked_fill_(used_up, -1.0)
+                chosen = self._mine(must or [int(key.argmax())], size, used_up)
+            left.index_add_(0, torch.tensor(chosen), minus_one[:size])
             yield chosen
 
-    def _mine(self, key: Tensor, size: int) -> List[int]:
-        """Classes that are close to each other: key >= 2 must be in, key < 0 cannot."""
-        chosen = (key >= 2.0).nonzero().flatten().tolist() or [int(key.argmax())]
+    def _mine(self, start: List[int], size: int, used_up: Optional[Tensor]) -> List[int]:
+        """``start`` and the classes that are closest to those chosen, ``size`` in all; not those
+        that are used up [C]."""
+        chosen = list(start)
         closeness = self._similarity[chosen].sum(0)
-        free = key >= 0.0
-        free[chosen] = False
+        if used_up is not None:
+            closeness.masked_fill_(used_up, -float("inf"))
         while len(chosen) < size:
-            nearest = int(closeness.masked_fill(~free, -float("inf")).argmax())
+            nearest = int(closeness.argmax())
             chosen.append(nearest)
-            free[nearest] = False
-            closeness = closeness + self._similarity[nearest]
+            closeness += self._similarity[nearest]
         return chosen
+
+
+def _fit_shape(m: int, n: int, classes: int, most: int) -> Tuple[int, int]:
+    """Classes and images of each in a batch of about m·n images, where there are ``classes``, and
+    a batch may have ``most`` images of each."""
+    share = min(classes, m * n // min(n, most))
+    return share, min(most, m * n // share)
+
+
+def _check_similarity(similarity: Tensor, classes: int) -> Tensor:
+    """A copy [C, C] in fp64 in which no class can be taken for its own neighbour."""
+    similarity = torch.as_tensor(similarity).detach().to("cpu", torch.float64)
+    if similarity.shape != (classes, classes):
+        raise BadValue(
+            f"similarity has shape {tuple(similarity.shape)}, but there are {classes} classes; "
+            "give one row and column per class."
+        )
+    if not similarity.isfinite().all():
+        raise BadValue("similarity has values that are not finite; check the features behind it.")
+    return similarity.clone().fill_diagonal_(-float("inf"))
