@@ -52,7 +52,7 @@ class FDAOptions(Options):
 
 def eq2_row_losses(cosines: Tensor, relations: Relations, tau: float, bias: float) -> Tensor:
     """mean_j log(1 + exp(w_ij (-c_ij / τ + b))) for rows of cosines [N, P]: [N]."""
-    pairs = F.softplus(relations.weights * (bias - cosines / tau))
+    pairs = F.softplus(relations.weights * (cosines / -tau + bias))
     # The weight of a row with itself is 0, so that pair gives log 2, whatever its cosine is.
     surplus = (relations.width - relations.count) * math.log(2.0)
     total = pairs.sum(-1)
