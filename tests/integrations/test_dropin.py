@@ -155,7 +155,7 @@ def test_a_resumed_generator_goes_on_where_it_was(make, host, tmp_path):
     first = make(f"ProxyFDA{host}")
     first.forward_backward(first_batch(first))
     first.save_model(0, str(tmp_path / "run"))
-    path = tmp_path / "run" / "proxy_generator" / "model.pth.tar-1"
+    path = tmp_path / "run" / "regulariser" / "model.pth.tar-1"
     again = make(f"ProxyFDA{host}")
     for name, parameter in learnables(first).items():
         learnables(again)[name].data.copy_(parameter)
@@ -171,7 +171,7 @@ def test_frozen_features_are_those_of_the_clip_the_host_was_built_on(make, host)
     trainer = make(f"FDA{host}")
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     want_images, want_texts = pristine_anchors(images)
-    clip = trainer._fda_clip
+    clip = trainer._frozen_clip
     weights = {id(p) for p in trainer.model.parameters()}
     assert all(id(p) in weights for p in clip._image.transformer.parameters())
     torch.testing.assert_close(clip.image_features(images), want_images)
@@ -194,8 +194,8 @@ def test_tuned_weights_are_copied_before_training(make):
         trainer.model.image_encoder.ln_post.weight.mul_(2)
         for parameter in trainer.model.text_encoder.transformer.parameters():
             parameter.add_(0.1)
-    torch.testing.assert_close(trainer._fda_clip.image_features(images), want[0])
-    torch.testing.assert_close(trainer._fda_clip.text_features(), want[1])
+    torch.testing.assert_close(trainer._frozen_clip.image_features(images), want[0])
+    torch.testing.assert_close(trainer._frozen_clip.text_features(), want[1])
 
 
 def test_what_was_found_is_printed(make, capsys):
@@ -289,12 +289,12 @@ def test_what_cannot_be_rebuilt_is_refused_with_the_remedy(make, change, words):
     TRAINER_REGISTRY.register(proxyfda.make_trainer(Strange, "fda"), force=True)
     trainer = make("FDAStrange")
     with pytest.raises(ValueError, match=words + ".*give frozen_image_features to proxyfda"):
-        trainer._fda_clip.image_features(torch.zeros(2, 3, 8, 8))
+        trainer._frozen_clip.image_features(torch.zeros(2, 3, 8, 8))
 
 
 def test_an_image_encoder_of_another_kind_serves_as_it_is_while_frozen(make):
     trainer = make("FDAPlain")
-    frozen = trainer._fda_clip
+    frozen = trainer._frozen_clip
     frozen._image = None
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(frozen.image_features(images), pristine_anchors(images)[0])
@@ -305,7 +305,7 @@ def test_without_token_embedding_or_tokeniser_the_remedy_is_named(make, monkeypa
     trainer = make("FDAPlain")
     with pytest.raises(ValueError, match="has no clip.tokenize; give frozen_text_features"):
         trainer.forward_backward(first_batch(trainer))
-    frozen = type(trainer._fda_clip)(
+    frozen = type(trainer._frozen_clip)(
         trainer.model.image_encoder, trainer.model.text_encoder, [], hosts.clip.tokenize, ["a"]
     )
     with pytest.raises(ValueError, match="no token embedding was called.*frozen_text_features"):
@@ -355,8 +355,8 @@ def test_dassls_own_trainers_are_left_alone_and_names_are_added_once():
 
 
 def test_the_mixin_by_hand(make):
-    class ByHand(proxyfda.ProxyFDAMixin, hosts.Plain):
-        fda_mode = "fda"
+    class ByHand(proxyfda.RegularisedTrainer, hosts.Plain):
+        trained_regulariser = "fda"
 
     TRAINER_REGISTRY.register(ByHand, force=True)
     by_hand, registered = make("ByHand"), make("FDAPlain")
@@ -401,7 +401,7 @@ def test_the_backward_pass_that_takes_the_term_can_be_chosen(make):
     def gradient_of_each_pass(trainer):
         found, ctx = [], trainer.model.prompt_learner.ctx
         batch = first_batch(trainer)
-        with trainer._fda_capture.step(lambda: 1.0):
+        with trainer._capture.step(lambda: 1.0):
             loss = trainer.model(batch["img"], batch["label"])
             for _ in range(2):
                 ctx.grad = None
