@@ -162,7 +162,10 @@ class _Joint:
             if self._reached[key] != self._backward_pass:
                 return None
             if self._extra is None:
+                # The hooks also run where the loss of this gradient goes back to the weights.
+                self._active = False
                 self._extra = self._compute()
+                self._active = True
                 self._scaled_by = self._scale()
             extra = self._extra.get(key)
             if extra is None:

@@ -413,17 +413,18 @@ class RegularisedTrainer:
     def _state_file(self, directory: str, epoch: int) -> str:
         return osp.join(directory, STATE_DIR, f"model.pth.tar-{epoch}")
 
-    def _saved_state(self) -> Dict[str, Any]:
-        if self._weights_term is not None:
-            return {"l2sp": self._weights_term.state_dict()}
-        return self._spaces.saved_state() if self._spaces is not None else {}
-
     def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         """Save the host's models, and before them what the regulariser has of its own."""
-        state = self._saved_state()
-        if state:  # first: whoever finds the host's checkpoint finds this one too
+        state: Dict[str, Any] = {}
+        if self._weights_term is not None:
+            state = self._weights_term.state_dict()
+        elif self._spaces is not None:
+            state = self._spaces.saved_state()
+        if state and self._plugin is not None:
+            # First: whoever finds the host's checkpoint finds this one too.
+            content = {"name": self._plugin.regulariser, "state": state}
             path = self._state_file(directory, epoch + 1)
-            write_atomically(path, lambda partial: torch.save(state, partial))
+            write_atomically(path, lambda partial: torch.save(content, partial))
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def resume_model_if_exist(self, directory: str) -> int:
@@ -431,15 +432,16 @@ class RegularisedTrainer:
         start_epoch: int = super().resume_model_if_exist(directory)  # type: ignore[misc]
         if not start_epoch or self._plugin is None or not self._plugin.has_term:
             return start_epoch
-        path = self._state_file(directory, start_epoch)
+        name, path = self._plugin.regulariser, self._state_file(directory, start_epoch)
+        found: Dict[str, Any] = {}
         if osp.exists(path):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if self._weights_term is not None:
-                self._weights_term.load_state_dict(state["l2sp"])
-            elif self._spaces is not None:
-                self._spaces.restore_state(state)
-        elif self._weights_term is not None or find(self._plugin.regulariser).needs_dim:
-            print(f"No state of the regulariser at {path}, so it starts anew (another run's?)")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        if found.get("name") == name and self._weights_term is not None:
+            self._weights_term.load_state_dict(found["state"])
+        elif found.get("name") == name and self._spaces is not None:
+            self._spaces.restore_state(found["state"])
+        elif self._weights_term is not None or find(name).needs_dim:
+            print(f"No state of {name} at {path}, so it starts anew (another run's?)")
         return start_epoch
 
 

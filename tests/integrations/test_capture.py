@@ -123,6 +123,23 @@ def test_weights_take_a_gradient_once_and_only_within_a_step():
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
 
 
+def test_every_weight_takes_its_own_gradient_once_where_the_loss_goes_back_to_the_weights():
+    layer = nn.Linear(2, 3)
+    weights = [layer.bias, layer.weight]
+    computed = []
+
+    def gradients():
+        computed.append(1)
+        return torch.autograd.grad(layer.weight.sum() + 2 * layer.bias.sum(), weights)
+
+    capture = WeightCapture(weights, gradients)
+    with capture.step():
+        (0 * layer(torch.ones(1, 2))).sum().backward()
+    assert layer.weight.grad.unique().tolist() == [1.0]
+    assert layer.bias.grad.unique().tolist() == [2.0]
+    assert computed == [1]
+
+
 # -- inputs of the image encoder ------------------------------------------------------------------
 
 
