@@ -10,6 +10,9 @@ from proxyfda.integrations.spaces import RegularisedSpaces
 from tests.integrations import hosts
 from tests.integrations.operations import count_operations, synchronisations
 
+pytestmark = pytest.mark.skipif(
+    torch.__version__.startswith("1."), reason="older versions make other operations of the same"
+)
 IMAGES, CLASSES, DIM = 32, 20, 64
 
 
