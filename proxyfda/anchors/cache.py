@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Mapping, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,18 @@ from proxyfda.utils.files import write_atomically
 __all__ = ["cached_tensor", "fingerprint"]
 
 
-def fingerprint(module: nn.Module, words: Iterable[str]) -> str:
-    """A text that differs where the weights of a module or the words differ.
+def fingerprint(weights: Union[nn.Module, Mapping[str, Tensor]], words: Iterable[str]) -> str:
+    """A text that differs where the weights or the words differ.
 
     Of the weights it takes names, shapes, sums and sums of squares.
+
+    Args:
+        weights: a module, or tensors by name.
+        words: what else matters.
     """
     digest = hashlib.sha256()
-    for name, weight in module.state_dict().items():
+    found = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    for name, weight in found.items():
         values = weight.detach().double()
         numbers = torch.stack([values.sum(), values.square().sum()]).tolist()
         digest.update(f"{name} {tuple(weight.shape)} {numbers}\n".encode())

@@ -16,12 +16,12 @@ import re
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from proxyfda.utils.errors import BadValue
+from proxyfda.utils.errors import BadType, BadValue
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 _IMAGE = (
@@ -135,7 +135,7 @@ def _parts(root: nn.Module, names: Tuple[str, ...]) -> Optional[SimpleNamespace]
     return SimpleNamespace(**parts)
 
 
-def _run(blocks: Any, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+def _run(blocks: nn.Module, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
     """CLIP's residual blocks on tokens [n, L, w]."""
     for block in blocks:
         y = block.ln_1(x)
@@ -166,13 +166,12 @@ class FrozenCLIP:
         tokenize: Optional[Callable[[Sequence[str]], Tensor]],
         texts: Sequence[str],
     ) -> None:
-        self._problems = {}
+        self._problems: Dict[str, str] = {}
         self._image = self._find("image", image_encoder, _IMAGE)
         self._text = self._find("text", text_encoder, _TEXT)
         self._image_encoder = image_encoder
-        self._embedding: Any = None
-        self._tokenize: Any = tokenize
-        self._texts = texts
+        self._embedding = None
+        self._tokenize, self._texts = tokenize, texts
         if self._text is None:
             return
         width = self._text.positional_embedding.shape[-1]
@@ -189,11 +188,11 @@ class FrozenCLIP:
     def _find(self, side: str, encoder: nn.Module, names: Tuple[str, ...]) -> Any:
         try:
             parts = _parts(encoder, names)
-        except ValueError as error:
+        except BadValue as error:
             self._problems[side] = str(error)
             return None
         if parts is None:
-            self._problems[side] = f"the {side}_encoder lacks some of the parts {', '.join(names)}"
+            self._problems[side] = f"the {side}_encoder lacks one of the parts {', '.join(names)}"
         return parts
 
     def _refuse(self, side: str) -> None:
@@ -204,6 +203,19 @@ class FrozenCLIP:
                 "the trainer class (see docs/drop-in.md)"
             )
 
+    def image_weights(self) -> Dict[str, Tensor]:
+        """The weights behind :meth:`image_features`, by name; they never change."""
+        if self._image is None:
+            return dict(self._image_encoder.state_dict())
+        found: Dict[str, Tensor] = {}
+        for name, part in vars(self._image).items():
+            if isinstance(part, Tensor):
+                found[name] = part
+            else:
+                own = part.named_parameters(prefix=name)
+                found.update(item for item in own if _CLIP_PARAMETER.fullmatch(item[0]))
+        return found
+
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to features [B, d] of the image encoder without prompts.
@@ -212,8 +224,15 @@ class FrozenCLIP:
         is tuned.
 
         Raises:
+            BadType: images in another form than one tensor.
             BadValue: a kind whose prompts cannot be taken out.
         """
+        if not isinstance(images, Tensor):
+            raise BadType(
+                f"the image encoder was given a {type(images).__name__} and not a tensor of "
+                "images, so its frozen features cannot be rebuilt; give frozen_image_features to "
+                "proxyfda.register or to the trainer class (see docs/drop-in.md)"
+            )
         if self._image is None and not any(
             p.requires_grad for p in self._image_encoder.parameters()
         ):

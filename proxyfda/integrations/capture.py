@@ -62,13 +62,15 @@ class Call:
     """One forward call of an encoder.
 
     Attributes:
-        inputs: the first tensor among its arguments; None if there is none.
+        inputs: what it was called with: the first of its arguments that is a tensor without
+            gradient (prompts have some), or else the first tensor, or else the first argument; None
+            without any.
         output: the features.
         tuned: whether they carried gradient when they came out.
         precision: gives the autocast context that the call ran in.
     """
 
-    inputs: Optional[Tensor]
+    inputs: Any
     output: Tensor
     tuned: bool
     precision: Callable[[], ContextManager[Any]]
@@ -160,7 +162,10 @@ class _Joint:
             if self._reached[key] != self._backward_pass:
                 return None
             if self._extra is None:
+                # The hooks also run where the loss of this gradient goes back to the weights.
+                self._active = False
                 self._extra = self._compute()
+                self._active = True
                 self._scaled_by = self._scale()
             extra = self._extra.get(key)
             if extra is None:
@@ -220,8 +225,7 @@ class FeatureCapture(_Joint):
                 if self._again[name, backward] > sum(call.tuned for call in calls):
                     raise Unusable(_REENTRANT.format(name))
                 return
-            given = [*args, *kwargs.values()]
-            inputs = next((value for value in given if isinstance(value, Tensor)), None)
+            inputs = _first_input([*args, *kwargs.values()])
             precision = _autocast(features.device.type)
             calls.append(Call(inputs, features, features.requires_grad, precision))
             if features.requires_grad:
@@ -251,6 +255,12 @@ class FeatureCapture(_Joint):
             for name, found in gradients.items()
             for call, gradient in zip(captured.calls[name], found)
         }
+
+
+def _first_input(arguments: List[Any]) -> Any:
+    """See :class:`Call`."""
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    return next(iter([t for t in tensors if not t.requires_grad] + tensors + arguments), None)
 
 
 def _register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], None]) -> Any:

@@ -140,11 +140,17 @@ class RegularisedTrainer:
     def check_cfg(self, cfg: Any) -> None:
         """Refuse options that cannot work before anything is built."""
         super().check_cfg(cfg)  # type: ignore[misc]
-        PluginOptions.from_cfg(cfg, self.trained_regulariser)
+        self._options(cfg)
+
+    def _options(self, cfg: Any) -> PluginOptions:
+        if not self.trained_regulariser and "PROXYFDA" not in cfg.TRAINER:
+            # The host under its own name needs nothing of ours in its config.
+            return PluginOptions()
+        return PluginOptions.from_cfg(cfg, self.trained_regulariser)
 
     def build_model(self) -> None:
         """Build the host, and what the options add to it."""
-        options = PluginOptions.from_cfg(self.cfg, self.trained_regulariser)  # type: ignore[attr-defined]
+        options = self._options(self.cfg)  # type: ignore[attr-defined]
         if not (options.has_term or options.has_batches):
             if options.m and options.enabled and not self.trained_regulariser:
                 print(
@@ -170,6 +176,11 @@ class RegularisedTrainer:
     def _regularise_weights(self, options: PluginOptions) -> None:
         model = _unwrap(self._trained_model())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise BadModel(
+                f"no weight of {type(self).__name__}'s model is trained, so {options.regulariser} "
+                "has nothing to act on; leave TRAINER.PROXYFDA.REGULARISER empty"
+            )
         self._weights_term = term = L2SP(trained)
 
         def gradients() -> List[Tensor]:
@@ -269,30 +280,34 @@ class RegularisedTrainer:
     # -- batches ----------------------------------------------------------------------------------
 
     def _replace_batches(self, options: PluginOptions) -> None:
+        """Give the training loader m classes x n images in a batch."""
         loader = self.train_loader_x  # type: ignore[has-type]
-        labels = [item.label for item in loader.dataset.data_source]
         k = options.settings.get("k", 0)
         sampler = ClassBalancedBatchSampler(
-            labels,
+            [item.label for item in loader.dataset.data_source],
             options.m,
             options.n,
             seed=max(self.cfg.SEED, 0),  # type: ignore[attr-defined]
             # A neighbourhood is to cross the border of its class: K > n.
-            most_per_class=k - 1 if 1 < options.n + 1 <= k else None,
+            most_per_class=k - 1 if options.n < k else None,
         )
         self.train_loader_x = _with_batches(loader, sampler)
         if getattr(self, "dm", None) is not None:
             self.dm.train_loader_x = self.train_loader_x  # type: ignore[attr-defined]
         how = "hard class mining" if options.mining else "classes at random"
-        print(f"Proxy-FDA batches: {options.m} classes x {options.n} images, {how}")
+        print(f"Proxy-FDA batches: {sampler.m} classes x {sampler.n} images, {how}")
         if sampler.shape_note:
-            print(sampler.shape_note)
+            print(f"Proxy-FDA batches: {sampler.shape_note}")
 
     def before_train(self) -> None:
         """Mine classes, once: their similarities need the features of all training images."""
         super().before_train()  # type: ignore[misc]
-        if self._plugin is not None and self._plugin.has_batches and self._plugin.mining:
-            self.train_loader_x.batch_sampler.mine(self._class_similarity())
+        if self._plugin is None or not (self._plugin.has_batches and self._plugin.mining):
+            return
+        if not getattr(self, "start_epoch", 0):
+            # The first seeded runs took a number from torch's stream here: theirs are reproduced.
+            torch.empty((), dtype=torch.int64).random_()
+        self.train_loader_x.batch_sampler.mine(self._class_similarity())
 
     def _class_similarity(self) -> Tensor:
         """Cosine similarities between the mean frozen image features of the classes, [C, C].
@@ -300,17 +315,27 @@ class RegularisedTrainer:
         Kept in the output folder, so that a resumed run does not encode all images again.
         """
         source = self.train_loader_x.dataset.data_source
-        labels = [item.label for item in source]
-        encoder = self._regularised_encoders()["image_encoder"]
-        path = osp.join(self.cfg.OUTPUT_DIR, "class_similarity.pt") if self.cfg.OUTPUT_DIR else ""  # type: ignore[attr-defined]  # fmt: skip
+        weights = self._frozen_image_weights()
+        folder = self.cfg.OUTPUT_DIR if weights else ""  # type: ignore[attr-defined]
         words = [f"{item.impath} {item.label}" for item in source]
+        words.append(str(self.cfg.INPUT))  # type: ignore[attr-defined]
 
         def compute() -> Tensor:
             print(f"Proxy-FDA mining: frozen features of {len(source)} training images")
             features = torch.cat([batch.cpu() for batch in self._frozen_training_features()])
-            return class_similarity(features, torch.tensor(labels))
+            return class_similarity(features, torch.tensor([item.label for item in source]))
 
-        return cached_tensor(path, fingerprint(encoder, words), compute)
+        path = osp.join(folder, "class_similarity.pt") if folder else ""
+        return cached_tensor(path, fingerprint(weights, words), compute)
+
+    def _frozen_image_weights(self) -> Dict[str, Tensor]:
+        """What the frozen image features depend on and training leaves alone; empty if unknown."""
+        if self._frozen_clip is not None and not hasattr(self, "frozen_image_features"):
+            return self._frozen_clip.image_weights()
+        encoder = self._regularised_encoders()["image_encoder"]
+        return {
+            name: weight for name, weight in encoder.named_parameters() if not weight.requires_grad
+        }
 
     @torch.no_grad()
     def _frozen_training_features(self) -> Any:
@@ -322,6 +347,8 @@ class RegularisedTrainer:
             dataset,
             batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,  # type: ignore[attr-defined]
             num_workers=self.train_loader_x.num_workers,
+            # Its own, so that a run that reads the file draws the same numbers afterwards.
+            generator=torch.Generator(),
         )
         for batch in images:
             yield encode(batch["img"].to(self.device)).float()  # type: ignore[attr-defined]
@@ -349,6 +376,11 @@ class RegularisedTrainer:
             return super().forward_backward(batch)  # type: ignore[misc]
         with self._capture.step(scale=self.regularised_loss_scale):
             summary = super().forward_backward(batch)  # type: ignore[misc]
+        if not self._capture.joined and self._spaces is None:
+            raise Unusable(
+                "no gradient of the host's loss reached a weight of self.model, so the regulariser "
+                "had no effect; leave TRAINER.PROXYFDA.REGULARISER empty"
+            )
         if not self._capture.joined:
             raise Unusable(
                 "no gradient of the host's loss reached the features of "
@@ -378,50 +410,43 @@ class RegularisedTrainer:
     def _state_file(self, directory: str, epoch: int) -> str:
         return osp.join(directory, STATE_DIR, f"model.pth.tar-{epoch}")
 
-    def _saved_state(self) -> Dict[str, Any]:
-        if self._weights_term is not None:
-            return {"l2sp": self._weights_term.state_dict()}
-        return self._spaces.saved_state() if self._spaces is not None else {}
-
-    @property
-    def _keeps_state(self) -> bool:
-        if self._plugin is None or not self._plugin.has_term:
-            return False
-        return self._weights_term is not None or find(self._plugin.regulariser).needs_dim
-
     def save_model(self, epoch: int, directory: str, *args: Any, **kwargs: Any) -> None:
         """Save the host's models, and before them what the regulariser has of its own."""
-        state = self._saved_state()
-        if state:  # first: whoever finds the host's checkpoint finds this one too
+        state: Dict[str, Any] = {}
+        if self._weights_term is not None:
+            state = self._weights_term.state_dict()
+        elif self._spaces is not None:
+            state = self._spaces.saved_state()
+        if state and self._plugin is not None:
+            # First: whoever finds the host's checkpoint finds this one too.
+            content = {"name": self._plugin.regulariser, "state": state}
             path = self._state_file(directory, epoch + 1)
-            write_atomically(path, lambda partial: torch.save(state, partial))
+            write_atomically(path, lambda partial: torch.save(content, partial))
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Resume the host, and the regulariser from its own file."""
         start_epoch: int = super().resume_model_if_exist(directory)  # type: ignore[misc]
-        if start_epoch and self._keeps_state:
-            path = self._state_file(directory, start_epoch)
-            if osp.exists(path):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                if self._weights_term is not None:
-                    self._weights_term.load_state_dict(state["l2sp"])
-                elif self._spaces is not None:
-                    self._spaces.restore_state(state)
-            else:
-                print(f"No state of the regulariser at {path}, so it starts anew (another run's?)")
+        if not start_epoch or self._plugin is None or not self._plugin.has_term:
+            return start_epoch
+        name, path = self._plugin.regulariser, self._state_file(directory, start_epoch)
+        found: Dict[str, Any] = {}
+        if osp.exists(path):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        if found.get("name") == name and self._weights_term is not None:
+            self._weights_term.load_state_dict(found["state"])
+        elif found.get("name") == name and self._spaces is not None:
+            self._spaces.restore_state(found["state"])
+        elif self._weights_term is not None or find(name).needs_dim:
+            print(f"No state of {name} at {path}, so it starts anew (another run's?)")
         return start_epoch
 
 
 def _with_batches(loader: Any, sampler: ClassBalancedBatchSampler) -> Any:
     """The same loader with other batches: everything but the choice of images stays the host's."""
-    more = {}
+    names = ["in_order"] if hasattr(loader, "in_order") else []  # from torch 2.6 on
     if loader.num_workers:
-        more = {
-            "persistent_workers": loader.persistent_workers,
-            "prefetch_factor": loader.prefetch_factor,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
+        names += ["persistent_workers", "prefetch_factor", "multiprocessing_context"]
     return torch.utils.data.DataLoader(
         loader.dataset,
         batch_sampler=sampler,
@@ -432,7 +457,7 @@ def _with_batches(loader: Any, sampler: ClassBalancedBatchSampler) -> Any:
         worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
         timeout=loader.timeout,
-        **more,
+        **{name: getattr(loader, name) for name in names},
     )
 
 

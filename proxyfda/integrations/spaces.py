@@ -12,6 +12,7 @@ FDA acts on CoOp and CoCoOp, whose image encoder is frozen: text and cross are *
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
@@ -26,6 +27,66 @@ from proxyfda.utils.errors import BadValue, Unusable
 __all__ = ["SPACES", "RegularisedSpaces"]
 
 SPACES = ("image", "text", "cross")
+
+
+class _Step:
+    """What the spaces of one step share, each part made when it is first used."""
+
+    def __init__(
+        self,
+        captured: Captured,
+        text_anchors: Callable[[], Tensor],
+        frozen_image: Callable[[Any], Tensor],
+    ) -> None:
+        self._captured = captured
+        self._text_anchors, self._frozen_image = text_anchors, frozen_image
+
+    @functools.cached_property
+    def images(self) -> Tuple[Tensor, Tensor]:
+        """Features of the images and their anchors, each [B, d]."""
+        leaves = self._captured.leaves.get("image_encoder")
+        if not leaves:
+            raise Unusable(
+                "the image encoder was not called in this step (are image features computed "
+                "beforehand?), so the spaces image and cross have nothing to act on; use "
+                "TRAINER.PROXYFDA.SPACES text"
+            )
+        features = _joined(leaves)
+        if not self._captured.tuned("image_encoder"):
+            return features, features
+        found: Dict[int, Tensor] = {}
+        for call in self._captured.calls["image_encoder"]:
+            if call.inputs is None:
+                raise Unusable(
+                    "the image encoder got its images by keyword, which is seen from torch 2.0 on; "
+                    "pass them by position, or use TRAINER.PROXYFDA.SPACES text"
+                )
+            if id(call.inputs) not in found:
+                with torch.no_grad(), call.precision():
+                    found[id(call.inputs)] = self._frozen_image(call.inputs).detach().float()
+        return features, _joined(
+            [found[id(call.inputs)] for call in self._captured.calls["image_encoder"]]
+        )
+
+    @functools.cached_property
+    def texts(self) -> Tensor:
+        """Class text features: one set for all images [C, d], or one per image [B, C, d]."""
+        leaves = self._captured.leaves.get("text_encoder")
+        if not leaves:
+            raise Unusable(
+                "the text encoder was not called in this step (does the trainer keep the class "
+                "texts from an earlier one?), so the spaces text and cross have nothing to act on; "
+                "use TRAINER.PROXYFDA.SPACES image"
+            )
+        classes = self._text_anchors().shape[0]
+        rows = _joined([leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves])
+        if rows.shape[0] % classes:
+            raise BadValue(
+                f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
+                f"of the {classes} classes; spaces text and cross need one feature per class, so "
+                "use TRAINER.PROXYFDA.SPACES image"
+            )
+        return rows if rows.shape[0] == classes else rows.view(-1, classes, rows.shape[-1])
 
 
 class RegularisedSpaces(nn.Module):
@@ -55,7 +116,7 @@ class RegularisedSpaces(nn.Module):
         spaces: Tuple[str, ...],
         weight: float,
         frozen_text: Callable[[], Tensor],
-        frozen_image: Callable[[Tensor], Tensor],
+        frozen_image: Callable[[Any], Tensor],
         learning_rate: float = 1e-3,
         device: Optional[torch.device] = None,
     ) -> None:
@@ -65,7 +126,7 @@ class RegularisedSpaces(nn.Module):
         self._settings, self._spaces, self._weight = dict(settings), tuple(spaces), weight
         self._frozen_text, self._frozen_image = frozen_text, frozen_image
         self._learning_rate, self._device = learning_rate, device
-        self._optimiser: Optional[torch.optim.Optimizer] = None
+        self._optimisers: Dict[str, torch.optim.Optimizer] = {}
         self._restored: Dict[str, Any] = {}
         self._text_anchors: Optional[Tensor] = None
         self._text_graph: Optional[NeighbourGraph] = None
@@ -79,49 +140,6 @@ class RegularisedSpaces(nn.Module):
             with torch.no_grad():
                 self._text_anchors = self._frozen_text().detach().float()
         return self._text_anchors
-
-    def _images(self, captured: Captured) -> Tuple[Tensor, Tensor]:
-        """Features of the step's images and their anchors, each [B, d]; encoded once."""
-        leaves = captured.leaves.get("image_encoder")
-        if not leaves:
-            raise Unusable(
-                "the image encoder was not called in this step (are image features computed "
-                "beforehand?), so the spaces image and cross have nothing to act on; use "
-                "TRAINER.PROXYFDA.SPACES text"
-            )
-        features = torch.cat(leaves) if len(leaves) > 1 else leaves[0]
-        if not captured.tuned("image_encoder"):
-            return features, features
-        found: Dict[int, Tensor] = {}
-        for call in captured.calls["image_encoder"]:
-            if call.inputs is None:
-                raise Unusable(
-                    "the image encoder was called without a tensor for the images; give "
-                    "frozen_image_features to proxyfda.register, or use SPACES text"
-                )
-            if id(call.inputs) not in found:
-                with torch.no_grad(), call.precision():
-                    found[id(call.inputs)] = self._frozen_image(call.inputs).detach().float()
-        return features, torch.cat([found[id(c.inputs)] for c in captured.calls["image_encoder"]])
-
-    def _texts(self, captured: Captured) -> Tensor:
-        """Class text features of the step [S, C, d]: one set for all images, or one per image."""
-        texts = captured.leaves.get("text_encoder")
-        if not texts:
-            raise Unusable(
-                "the text encoder was not called in this step (does the trainer keep the class "
-                "texts from an earlier one?), so the spaces text and cross have nothing to act on; "
-                "use TRAINER.PROXYFDA.SPACES image"
-            )
-        classes = self.text_anchors().shape[0]
-        rows = torch.cat([text.reshape(-1, text.shape[-1]) for text in texts])
-        if rows.shape[0] % classes:
-            raise BadValue(
-                f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
-                f"of the {classes} classes; spaces text and cross need one feature per class, so "
-                "use TRAINER.PROXYFDA.SPACES image"
-            )
-        return rows.view(-1, classes, rows.shape[-1])
 
     # -- the terms --------------------------------------------------------------------------------
 
@@ -149,26 +167,32 @@ class RegularisedSpaces(nn.Module):
     def _regulariser(self, space: str, dim: int) -> Regulariser:
         if space not in self.regularisers:
             self.regularisers[space] = create(self.name, dim, **self._settings).to(self._device)
+            own = list(self.regularisers[space].parameters())
+            if own:
+                self._optimisers[space] = _adam(own, self._learning_rate)
+            if space in self._restored:
+                self._restore(space, self._restored.pop(space))
         regulariser: Regulariser = self.regularisers[space]  # type: ignore[assignment]
         return regulariser
 
-    def _terms_of(self, space: str, captured: Captured) -> Dict[str, Tensor]:
+    def _terms_of(self, space: str, step: _Step) -> Dict[str, Tensor]:
         if space == "image":
-            features, anchors = self._images(captured)
+            features, anchors = step.images
             return self._regulariser(space, features.shape[-1]).terms(features, anchors)
-        texts, anchors = self._texts(captured), self.text_anchors()
+        texts, anchors = step.texts, self.text_anchors()
+        several = texts.dim() == 3
         regulariser = self._regulariser(space, texts.shape[-1])
         if space == "text":
             if not isinstance(regulariser, RelationalRegulariser):
-                return regulariser.terms(texts.flatten(0, 1), anchors.repeat(len(texts), 1))
+                if several:
+                    texts, anchors = texts.flatten(0, 1), anchors.repeat(len(texts), 1)
+                return regulariser.terms(texts, anchors)
             if self._text_graph is None:
                 self._text_graph = regulariser.graph(anchors)
             return regulariser.terms(texts, anchors, graph=self._text_graph)
-        features, image_anchors = self._images(captured)
-        if len(texts) == 1:
-            return regulariser.terms(
-                features, image_anchors, columns=texts[0], column_anchors=anchors
-            )
+        features, image_anchors = step.images
+        if not several:
+            return regulariser.terms(features, image_anchors, columns=texts, column_anchors=anchors)
         if len(texts) != len(features):
             raise BadValue(
                 f"{len(features)} images met {len(texts)} sets of class texts in one step; the "
@@ -191,17 +215,16 @@ class RegularisedSpaces(nn.Module):
         step in :meth:`finish_step`.
         """
         terms: Dict[str, List[Tensor]] = {}
+        step = _Step(captured, self.text_anchors, self._frozen_image)
         for space in self.spaces(captured):
-            for name, term in self._terms_of(space, captured).items():
+            for name, term in self._terms_of(space, step).items():
                 terms.setdefault(name, []).append(term)
-        sums = [
-            torch.stack(found).sum() if len(found) > 1 else found[0] for found in terms.values()
-        ]
+        sums = [sum(found[1:], found[0]) for found in terms.values()]
         self._terms = {name: total.detach() for name, total in zip(terms, sums)}
         leaves = [
             leaf for found in captured.leaves.values() for leaf in found if leaf.requires_grad
         ]
-        own: List[Tensor] = list(self._own_parameters())
+        own = list(self.parameters())
         scales = [self._weight] + [1.0] * (len(sums) - 1)
         # A batch with nothing to align has a zero without gradient in its place.
         live = [(total, scale) for total, scale in zip(sums, scales) if total.requires_grad]
@@ -224,52 +247,50 @@ class RegularisedSpaces(nn.Module):
 
         Where no term had anything to align, the parameters stay as they are.
         """
-        own = self._own_parameters()
-        if any(parameter.grad is not None for parameter in own):
-            optimiser = self._get_optimiser(own)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        for space, optimiser in self._optimisers.items():
+            if any(
+                parameter.grad is not None for parameter in self.regularisers[space].parameters()
+            ):
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
         terms, self._terms = self._terms, {}
         return terms
 
     # -- the regularisers' own parameters ---------------------------------------------------------
 
-    def _own_parameters(self) -> List[nn.Parameter]:
-        if self._restored and len(self.regularisers) == len(self._restored["spaces"]):
-            self._restore()
-        return list(self.parameters())
-
-    def _get_optimiser(self, own: List[nn.Parameter]) -> torch.optim.Optimizer:
-        if self._optimiser is None:
-            self._optimiser = _adam(own, self._learning_rate)
-        return self._optimiser
-
     def saved_state(self) -> Dict[str, Any]:
-        """Weights of the regularisers and state of their optimiser; empty if they have none.
+        """Per space what the regulariser has learned and the state of its optimiser; empty if
+        there is nothing to learn.
 
         Without the optimiser's options, which the config has: torch 1.13 cannot read numbers with
         ``weights_only``.
         """
-        if not self._own_parameters():
-            return self._restored
-        state = self._optimiser.state_dict()["state"] if self._optimiser else {}
-        return {
-            "spaces": list(self.regularisers),
-            "regularisers": self.regularisers.state_dict(),
-            "optimiser": state,
+        found = {
+            space: {
+                "regulariser": self.regularisers[space].state_dict(),
+                "optimiser": optimiser.state_dict()["state"],
+            }
+            for space, optimiser in self._optimisers.items()
         }
+        return {**self._restored, **found}
 
     def restore_state(self, state: Dict[str, Any]) -> None:
-        """Take up :meth:`saved_state`, at the latest when the regularisers are built."""
+        """Take up :meth:`saved_state`; a regulariser that is not built yet does when it is."""
         self._restored = dict(state)
+        for space in self.regularisers:
+            if space in self._restored:
+                self._restore(space, self._restored.pop(space))
 
-    def _restore(self) -> None:
-        state, self._restored = self._restored, {}
-        self.regularisers.load_state_dict(state["regularisers"])
-        if state["optimiser"]:
-            optimiser = self._get_optimiser(list(self.parameters()))
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+    def _restore(self, space: str, state: Dict[str, Any]) -> None:
+        self.regularisers[space].load_state_dict(state["regulariser"])
+        optimiser = self._optimisers[space]
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+
+
+def _joined(parts: List[Tensor]) -> Tensor:
+    """The rows of all parts; a single one is not copied."""
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _adam(parameters: List[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

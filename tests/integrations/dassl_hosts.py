@@ -401,3 +401,27 @@ class TwoBackward(Host):
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return {"loss": loss.item()}
+
+
+# -- what tests do with them ----------------------------------------------------------------------
+
+
+def first_batch(trainer):
+    torch.manual_seed(0)
+    batch = next(iter(trainer.train_loader_x))
+    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 10, 0
+    trainer.set_model_mode("train")
+    return batch
+
+
+def learnables(trainer):
+    return {n: p for n, p in trainer._models["prompts"].named_parameters() if p.requires_grad}
+
+
+def pristine_anchors(images):
+    """Features of the CLIP that the hosts were built on, by its own forward pass."""
+    model = load_clip(8)
+    names = [name.replace("_", " ") for name in CLASSNAMES]
+    tokens = clip.tokenize([f"a photo of a {name}, a type of pet." for name in names])
+    with torch.no_grad():
+        return model.visual(images), model.encode_text(tokens)

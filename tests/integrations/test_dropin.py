@@ -1,14 +1,17 @@
 """The plugin on hosts as they stand in other codebases: nothing added to them but registration."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import proxyfda
+from proxyfda import regularisers
 from proxyfda.anchors.host_weights import find_template
-from proxyfda.dassl import TRAINER_REGISTRY, build_trainer, get_cfg_default, set_random_seed
+from proxyfda.dassl import TRAINER_REGISTRY, get_cfg_default
 from tests.integrations import dassl_hosts as hosts
+from tests.integrations.dassl_hosts import first_batch, learnables, pristine_anchors
 
 OLD = not hasattr(torch.amp, "GradScaler")
 HOSTS = [
@@ -23,123 +26,137 @@ BOTH_SIDES = {"Coupled", "Consistent", "TwoBackward"}
 proxyfda.register()
 
 
-@pytest.fixture
-def make(tmp_path):
-    """``make("ProxyFDAPlain", "TRAINER.PROXYFDA.K", 3, output="run")`` builds a trainer."""
-
-    def build(name, *options, output="run", epochs=1):
-        cfg = get_cfg_default()
-        proxyfda.extend_cfg(cfg)
-        (tmp_path / "data").mkdir(exist_ok=True)
-        cfg.merge_from_list(
-            ["TRAINER.NAME", name, "DATASET.NAME", "Pets", "DATASET.ROOT", str(tmp_path / "data"),
-             "DATASET.NUM_SHOTS", 4, "OUTPUT_DIR", str(tmp_path / output), "USE_CUDA", False,
-             "SEED", 1, "INPUT.SIZE", (8, 8), "INPUT.TRANSFORMS", ("random_flip", "normalize"),
-             "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8, "TRAIN.PRINT_FREQ", 1,
-             "OPTIM.NAME", "sgd", "OPTIM.LR", 0.05, "OPTIM.MAX_EPOCH", epochs, *options]
-        )  # fmt: skip
-        cfg.freeze()
-        set_random_seed(cfg.SEED)
-        return build_trainer(cfg)
-
-    return build
+LOSSES = {
+    "fda": partial(proxyfda.fda_loss, k=3),
+    "proxy_fda": lambda *args, **more: proxyfda.proxy_fda_loss(
+        *args, proxyfda.ProxyGenerator(hosts.DIM, seed=1), k=3, **more
+    )[0],
+    "rkd": proxyfda.rkd_loss,
+    "match": partial(regularisers.match_loss, k=3),
+    "kl": regularisers.kl_loss,
+    "correlation": regularisers.correlation_loss,
+    "pointwise": proxyfda.pointwise_loss,
+    "ldifs": proxyfda.ldifs_loss,
+}
 
 
-def first_batch(trainer):
-    torch.manual_seed(0)
-    batch = next(iter(trainer.train_loader_x))
-    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 10, 0
-    trainer.set_model_mode("train")
-    return batch
-
-
-def learnables(trainer):
-    return {n: p for n, p in trainer._models["prompts"].named_parameters() if p.requires_grad}
-
-
-def pristine_anchors(images):
-    """Features of the CLIP that the hosts were built on, by its own forward pass."""
-    clip = hosts.load_clip(8)
-    names = [name.replace("_", " ") for name in hosts.CLASSNAMES]
-    tokens = hosts.clip.tokenize([f"a photo of a {name}, a type of pet." for name in names])
-    with torch.no_grad():
-        return clip.visual(images), clip.encode_text(tokens)
-
-
-def explicit_term(model, images, spaces, **options):
-    """Proxy-free term, as a trainer of its own would add it to its loss."""
+def explicit_term(model, images, spaces, loss):
+    """The term as a trainer of its own would add it to its loss."""
     features, texts = model.features(images)
     image_anchors, text_anchors = pristine_anchors(images)
     total = 0.0
     if "image" in spaces:
-        total = total + proxyfda.fda_loss(features, image_anchors, **options)
+        total = total + loss(features, image_anchors)
     if "text" in spaces:
-        losses = [proxyfda.fda_loss(text, text_anchors, **options) for text in texts]
-        total = total + torch.stack(losses).mean()
+        total = total + torch.stack([loss(text, text_anchors) for text in texts]).mean()
     if "cross" in spaces:
         one = len(texts) == 1
         pairs = (
             [(features, image_anchors)] if one else zip(features.split(1), image_anchors.split(1))
         )
         losses = [
-            proxyfda.fda_loss(rows, anchors, columns=text, column_anchors=text_anchors, **options)
+            loss(rows, anchors, columns=text, column_anchors=text_anchors)
             for (rows, anchors), text in zip(pairs, texts)
         ]
         total = total + torch.stack(losses).mean()
     return total
 
 
-@pytest.mark.parametrize("form", ["paper", "match"])
-@pytest.mark.parametrize("host", HOSTS)
-def test_gradients_equal_those_of_the_explicit_sum(make, host, form):
-    spaces = ("image", "text", "cross") if host in BOTH_SIDES else ("text", "cross")
-    plain = make(host)
+def assert_gradients_of_the_sum(make, host, trainer, spaces, loss, weight):
+    """A step of ``trainer`` has the gradients of the host's own plus weight times the loss."""
+    plain = make(getattr(hosts, host))
     batch = first_batch(plain)
     plain.optim.step = lambda: None
     plain.forward_backward(batch)
     names, own = zip(*learnables(plain).items())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=host == "Amp"):
-        term = explicit_term(plain.model, batch["img"], spaces, k=3, form=form)
-    extra = torch.autograd.grad(2.5 * term, own, allow_unused=True)
-
-    tuned = make(f"FDA{host}", "TRAINER.PROXYFDA.WEIGHT", 2.5, "TRAINER.PROXYFDA.K", 3,
-                 "TRAINER.PROXYFDA.FORM", form, "TRAINER.PROXYFDA.SPACES", spaces)  # fmt: skip
-    batch = first_batch(tuned)
-    tuned.optim.step = lambda: None
-    summary = tuned.forward_backward(batch)
-    assert summary["loss_fda"] == pytest.approx(term.item(), rel=1e-3 if host == "Amp" else 1e-5)
-    tolerance = {"rtol": 0.05, "atol": 5e-3} if host == "Amp" else {"rtol": 1e-4, "atol": 1e-6}
+        term = explicit_term(plain.model, batch["img"], spaces, loss)
+    extra = torch.autograd.grad(weight * term, own, allow_unused=True)
+    batch = first_batch(trainer)
+    trainer.optim.step = lambda: None
+    summary = trainer.forward_backward(batch)
+    (logged,) = (name for name in summary if name not in ("loss", "loss_proxy"))
+    assert summary[logged] == pytest.approx(term.item(), rel=1e-3 if host == "Amp" else 1e-4)
+    tolerance = {"rtol": 0.05, "atol": 5e-3} if host == "Amp" else {"rtol": 1e-3, "atol": 2e-6}
     for name, parameter, more in zip(names, own, extra):
         want = (0 if parameter.grad is None else parameter.grad) + (0 if more is None else more)
-        got = learnables(tuned)[name].grad
+        got = learnables(trainer)[name].grad
         torch.testing.assert_close(got, want, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+    moved = [more.abs().max().item() for more in extra if more is not None]
+    assert max(moved) > 1e-4  # the term is felt
 
 
+@pytest.mark.parametrize("units", ["cosine", "frozen"])
 @pytest.mark.parametrize("host", HOSTS)
-def test_weight_0_reproduces_the_hosts_run_bit_for_bit(make, host, capsys):
-    logs, states = [], []
-    for name, options in ((host, []), (f"ProxyFDA{host}", ["TRAINER.PROXYFDA.WEIGHT", 0])):
-        trainer = make(name, *options, output=name)
-        capsys.readouterr()
-        trainer.train()
-        lines = [
-            line for line in capsys.readouterr().out.splitlines() if "loss" in line or "*" in line
-        ]
-        logs.append([line.split(" loss ")[-1].split(" eta ")[0] for line in lines])
-        states.append(trainer.model.state_dict())
-    assert len(logs[0]) > 3 and logs[0] == logs[1]
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]), name
+def test_gradients_equal_those_of_the_explicit_sum(make, host, units):
+    spaces = ("image", "text", "cross") if host in BOTH_SIDES else ("text", "cross")
+    trainer = make(f"FDA{host}", WEIGHT=2.5, K=3, UNITS=units, SPACES=spaces)
+    loss = partial(proxyfda.fda_loss, k=3, units=units)
+    assert_gradients_of_the_sum(make, host, trainer, spaces, loss, 2.5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("host", ["Plain", "Conditional", "Coupled"])
+def test_the_host_under_its_own_name_takes_any_regulariser(make, host, name):
+    relations = regularisers.find(name).kind == "relations"
+    spaces = ("text", "cross") if relations else ("text",)
+    if host == "Coupled":
+        spaces = ("image", *spaces)
+    trainer = make(host, REGULARISER=name, WEIGHT=2.5, K=3, SPACES=spaces)
+    assert type(trainer).__name__ == host and type(trainer) is not getattr(hosts, host)
+    assert_gradients_of_the_sum(make, host, trainer, spaces, LOSSES[name], 2.5)
+
+
+def test_l2sp_pulls_all_that_the_host_trains(make):
+    trainer, plain = make("Coupled", REGULARISER="l2sp", WEIGHT=2.5), make(hosts.Coupled)
+    moved = {}
+    for one in (trainer, plain):
+        for number, (name, parameter) in enumerate(learnables(one).items()):
+            moved[name] = torch.full_like(parameter, 0.01 * (number + 1))
+            parameter.data.add_(moved[name])
+        one.optim.step = lambda: None
+        summary = one.forward_backward(first_batch(one))
+        if one is trainer:
+            squares = sum(shift.square().sum().item() for shift in moved.values())
+            assert summary["loss_l2sp"] == pytest.approx(squares, rel=1e-3)
+    for name, parameter in learnables(plain).items():
+        want = (0 if parameter.grad is None else parameter.grad) + 2.5 * 2 * moved[name]
+        torch.testing.assert_close(learnables(trainer)[name].grad, want, rtol=1e-4, atol=1e-5)
+
+
+def run_of(trainer, capsys):
+    """Losses and results in the log of a whole run, and the weights after it."""
+    capsys.readouterr()
+    trainer.train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "loss" in line or "*" in line]
+    log = [line.split(" loss ")[-1].split(" eta ")[0] for line in lines]
+    return log, trainer.model.state_dict()
+
+
+@pytest.mark.parametrize("way", ["weight-0", "disabled", "own-name", "none"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_without_a_term_the_hosts_run_is_reproduced_bit_for_bit(make, host, way, capsys):
+    log, weights = run_of(make(getattr(hosts, host), output="plain"), capsys)
+    trainer = {
+        "weight-0": lambda: make(f"ProxyFDA{host}", WEIGHT=0),
+        "disabled": lambda: make(f"FDA{host}", ENABLED=False, M=3, N=2),
+        "own-name": lambda: make(host),
+        "none": lambda: make(host, REGULARISER="none"),
+    }[way]()
+    same_log, same_weights = run_of(trainer, capsys)
+    assert len(log) > 3 and log == same_log
+    for name, value in weights.items():
+        assert torch.equal(value, same_weights[name]), name
 
 
 @pytest.mark.skipif(OLD, reason="its weights_only reads no numbers")
 @pytest.mark.parametrize("host", HOSTS)
 def test_checkpoints_go_both_ways(make, host, tmp_path):
-    with_term = make(f"ProxyFDA{host}", "TRAINER.PROXYFDA.WEIGHT", 3, output="with")
+    with_term = make(f"ProxyFDA{host}", WEIGHT=3, output="with")
     with_term.train()
-    plain = make(host, output="plain")
+    plain = make(getattr(hosts, host), output="plain")
     plain.train()
-    reader = make(host, output="reader")
+    reader = make(getattr(hosts, host), output="reader")
     reader.load_model(str(tmp_path / "with"), epoch=1)
     for name, value in learnables(with_term).items():
         assert torch.equal(learnables(reader)[name], value)
@@ -151,19 +168,62 @@ def test_checkpoints_go_both_ways(make, host, tmp_path):
 
 
 @pytest.mark.parametrize("host", ["Plain", "Coupled"])
-def test_a_resumed_generator_goes_on_where_it_was(make, host, tmp_path):
-    first = make(f"ProxyFDA{host}")
-    first.forward_backward(first_batch(first))
-    first.save_model(0, str(tmp_path / "run"))
-    path = tmp_path / "run" / "proxy_generator" / "model.pth.tar-1"
-    again = make(f"ProxyFDA{host}")
-    for name, parameter in learnables(first).items():
-        learnables(again)[name].data.copy_(parameter)
-    again._fda.load_state_dict(torch.load(path, weights_only=True))
-    assert again.forward_backward(first_batch(again)) == first.forward_backward(first_batch(first))
-    again._fda.load_state_dict(torch.load(path, weights_only=True))
-    for optimiser in again._fda._optimisers.values():
-        assert {int(state["step"]) for state in optimiser.state_dict()["state"].values()} == {1}
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(make, host, tmp_path, capsys):
+    options = {"WEIGHT": 3, "K": 3, "GENERATOR_LR": 0.05}
+    whole = make(f"ProxyFDA{host}", output="whole", epochs=2, **options)
+    whole.train()
+    make(f"ProxyFDA{host}", "TRAIN.CHECKPOINT_FREQ", 1, output="parts", **options).train()
+    again = make(f"ProxyFDA{host}", output="parts", epochs=2, **options)
+    capsys.readouterr()
+    again.train()
+    assert "No state of" not in capsys.readouterr().out
+    for name, value in learnables(whole).items():
+        assert torch.equal(learnables(again)[name], value), name
+    want, got = (trainer._spaces.state_dict() for trainer in (whole, again))
+    assert len(want) > 10 and want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    for space, state in again._spaces.saved_state().items():
+        steps = {int(numbers["step"]) for numbers in state["optimiser"].values()}
+        assert steps == {2 * whole.num_batches}, space
+    shown = torch.load(tmp_path / "whole" / "regulariser" / "model.pth.tar-2", weights_only=True)
+    assert shown["name"] == "proxy_fda"
+    assert set(shown["state"]) == set(whole._spaces.regularisers)
+
+
+def test_a_run_without_the_regularisers_file_starts_it_anew_and_says_so(make, capsys):
+    make(hosts.Plain, output="run").train()
+    again = make("ProxyFDAPlain", output="run", epochs=2)
+    capsys.readouterr()
+    again.train()
+    assert "No state of proxy_fda at " in capsys.readouterr().out
+    plain = make("FDAPlain", output="run", epochs=3)
+    plain.train()  # FDA has no state to miss
+    assert "No state of" not in capsys.readouterr().out
+    make("ProxyFDAPlain", output="run", epochs=4).train()
+    capsys.readouterr()
+    make("Plain", REGULARISER="l2sp", output="run", epochs=5).train()  # the file is another's
+    assert "No state of l2sp at " in capsys.readouterr().out
+
+
+def test_l2sp_resumes_with_its_starting_weights(make, capsys):
+    first = make("Coupled", REGULARISER="l2sp", WEIGHT=0.01)
+    starts = {name: value.clone() for name, value in first._weights_term.state_dict().items()}
+    first.train()
+    again = make("Coupled", REGULARISER="l2sp", WEIGHT=0.01, epochs=2)
+    for parameter in learnables(again).values():  # as if the model were built on other numbers
+        parameter.data.add_(1.0)
+    again._weights_term = type(again._weights_term)(learnables(again).values())
+    again.before_train()
+    assert again.start_epoch == 1
+    resumed = again._weights_term.state_dict()
+    assert len(starts) == len(learnables(first)) > 2
+    assert all(torch.equal(resumed[name], start) for name, start in starts.items())
+    got = again.forward_backward(first_batch(again))["loss_l2sp"]
+    squares = sum(
+        (value.detach() - start).square().sum().item()
+        for value, start in zip(learnables(first).values(), starts.values())
+    )
+    assert got == pytest.approx(squares, rel=1e-4) and squares > 0
 
 
 @pytest.mark.parametrize("host", ["Plain", "Coupled", "Consistent"])
@@ -171,7 +231,7 @@ def test_frozen_features_are_those_of_the_clip_the_host_was_built_on(make, host)
     trainer = make(f"FDA{host}")
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     want_images, want_texts = pristine_anchors(images)
-    clip = trainer._fda_clip
+    clip = trainer._frozen_clip
     weights = {id(p) for p in trainer.model.parameters()}
     assert all(id(p) in weights for p in clip._image.transformer.parameters())
     torch.testing.assert_close(clip.image_features(images), want_images)
@@ -194,14 +254,14 @@ def test_tuned_weights_are_copied_before_training(make):
         trainer.model.image_encoder.ln_post.weight.mul_(2)
         for parameter in trainer.model.text_encoder.transformer.parameters():
             parameter.add_(0.1)
-    torch.testing.assert_close(trainer._fda_clip.image_features(images), want[0])
-    torch.testing.assert_close(trainer._fda_clip.text_features(), want[1])
+    torch.testing.assert_close(trainer._frozen_clip.image_features(images), want[0])
+    torch.testing.assert_close(trainer._frozen_clip.text_features(), want[1])
 
 
 def test_what_was_found_is_printed(make, capsys):
     make("ProxyFDAPlain")
     assert 'for texts like "a photo of a abyssinian, a type of pet."' in capsys.readouterr().out
-    make("ProxyFDAPlain", "TRAINER.PROXYFDA.TEMPLATE", "art of the {}.")
+    make("ProxyFDAPlain", TEMPLATE="art of the {}.")
     assert 'for texts like "art of the abyssinian."' in capsys.readouterr().out
 
 
@@ -254,8 +314,8 @@ def test_anchors_from_callables(make):
         Given, "fda", frozen_text_features=texts, frozen_image_features=images
     )
     TRAINER_REGISTRY.register(given, force=True)
-    options = ["TRAINER.PROXYFDA.SPACES", ("image", "cross")]
-    trainer, reference = make("FDAGiven", *options), make("FDACoupled", *options)
+    options = {"SPACES": ("image", "cross")}
+    trainer, reference = make("FDAGiven", **options), make("FDACoupled", **options)
     got, want = (t.forward_backward(first_batch(t)) for t in (trainer, reference))
     assert got == pytest.approx(want, rel=1e-5)
     assert sorted(map(str, calls)) == ["(8, 3, 8, 8)", "FDAGiven"]
@@ -275,7 +335,7 @@ def strange_encoder(model):
     ("change", "words"),
     [
         (strange_parameter, "Visual has a frozen parameter transformer.scale that CLIP does not"),
-        (strange_encoder, "the image_encoder has not the parts conv1, class_embedding"),
+        (strange_encoder, "the image_encoder lacks one of the parts conv1, class_embedding"),
     ],
     ids=["parameter", "parts"],
 )
@@ -289,12 +349,12 @@ def test_what_cannot_be_rebuilt_is_refused_with_the_remedy(make, change, words):
     TRAINER_REGISTRY.register(proxyfda.make_trainer(Strange, "fda"), force=True)
     trainer = make("FDAStrange")
     with pytest.raises(ValueError, match=words + ".*give frozen_image_features to proxyfda"):
-        trainer._fda_clip.image_features(torch.zeros(2, 3, 8, 8))
+        trainer._frozen_clip.image_features(torch.zeros(2, 3, 8, 8))
 
 
 def test_an_image_encoder_of_another_kind_serves_as_it_is_while_frozen(make):
     trainer = make("FDAPlain")
-    frozen = trainer._fda_clip
+    frozen = trainer._frozen_clip
     frozen._image = None
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(frozen.image_features(images), pristine_anchors(images)[0])
@@ -305,7 +365,7 @@ def test_without_token_embedding_or_tokeniser_the_remedy_is_named(make, monkeypa
     trainer = make("FDAPlain")
     with pytest.raises(ValueError, match="has no clip.tokenize; give frozen_text_features"):
         trainer.forward_backward(first_batch(trainer))
-    frozen = type(trainer._fda_clip)(
+    frozen = type(trainer._frozen_clip)(
         trainer.model.image_encoder, trainer.model.text_encoder, [], hosts.clip.tokenize, ["a"]
     )
     with pytest.raises(ValueError, match="no token embedding was called.*frozen_text_features"):
@@ -321,21 +381,6 @@ def test_a_trainer_without_a_model_is_told_so(make):
     proxyfda.register(ZeroShot)
     with pytest.raises(AttributeError, match="ProxyFDAZeroShot has no self.model that is trained"):
         make("ProxyFDAZeroShot")
-
-
-@pytest.mark.parametrize("mining", [False, True], ids=["random", "mined"])
-def test_balanced_batches_come_through_the_hosts_data_manager(make, mining):
-    host = make("Plain")
-    trainer = make("ProxyFDAPlain", "TRAINER.PROXYFDA.M", 3, "TRAINER.PROXYFDA.N", 2,
-                   "TRAINER.PROXYFDA.MINING", mining)  # fmt: skip
-    assert trainer.train_loader_x is trainer.dm.train_loader_x
-    assert trainer.train_loader_x.dataset.transform == trainer.dm.train_loader_x.dataset.transform
-    batches = [batch["label"] for batch in trainer.train_loader_x]
-    for labels in batches:
-        assert sorted(labels.bincount().tolist())[-3:] == [2, 2, 2]
-        assert len(labels) == 6
-    assert len(torch.cat(batches)) == len(host.dm.dataset.train_x) == 24
-    trainer.train()
 
 
 def test_dassls_own_trainers_are_left_alone_and_names_are_added_once():
@@ -354,9 +399,9 @@ def test_dassls_own_trainers_are_left_alone_and_names_are_added_once():
     assert proxyfda.register(Vanilla) == ["FDAVanilla", "ProxyFDAVanilla"]
 
 
-def test_the_mixin_by_hand(make):
-    class ByHand(proxyfda.ProxyFDAMixin, hosts.Plain):
-        fda_mode = "fda"
+def test_the_class_by_hand(make):
+    class ByHand(proxyfda.RegularisedTrainer, hosts.Plain):
+        trained_regulariser = "fda"
 
     TRAINER_REGISTRY.register(ByHand, force=True)
     by_hand, registered = make("ByHand"), make("FDAPlain")
@@ -401,7 +446,7 @@ def test_the_backward_pass_that_takes_the_term_can_be_chosen(make):
     def gradient_of_each_pass(trainer):
         found, ctx = [], trainer.model.prompt_learner.ctx
         batch = first_batch(trainer)
-        with trainer._fda_capture.step(lambda: 1.0):
+        with trainer._capture.step(lambda: 1.0):
             loss = trainer.model(batch["img"], batch["label"])
             for _ in range(2):
                 ctx.grad = None
