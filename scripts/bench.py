@@ -42,7 +42,7 @@ import train
 from proxyfda.backbones.clip import load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.config import default_config, load_config
-from proxyfda.experiments.names import trainer_and_regulariser
+from proxyfda.names import trainer_and_regulariser
 from proxyfda.utils.errors import show_user_errors
 from trainers.cocoop import ConditionalCLIP
 

@@ -22,8 +22,8 @@ sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # the scripts are started fro
 from proxyfda.benchmarks import BENCHMARKS, SHIFTED
 from proxyfda.experiments import launchers, protocols, sweep
 from proxyfda.experiments.jobs import Job
-from proxyfda.experiments.names import PREFIXES, REFERENCE, is_zero_shot, trainer_and_regulariser
 from proxyfda.experiments.project import Project
+from proxyfda.names import PREFIXES, REFERENCE, is_zero_shot, trainer_and_regulariser
 from proxyfda.utils.errors import BadValue, show_user_errors
 
 PROJECT = Project(ROOT, entry="train")

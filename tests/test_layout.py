@@ -14,6 +14,7 @@ PACKAGE = ROOT / "proxyfda"
 ORDER = [
     "utils",
     "benchmarks",
+    "names",
     "sampling",
     "neighbours",
     "regularisers",

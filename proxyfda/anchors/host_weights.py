@@ -135,7 +135,7 @@ def _parts(root: nn.Module, names: Tuple[str, ...]) -> Optional[SimpleNamespace]
     return SimpleNamespace(**parts)
 
 
-def _run(blocks: nn.Module, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+def _run(blocks: Any, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
     """CLIP's residual blocks on tokens [n, L, w]."""
     for block in blocks:
         y = block.ln_1(x)
@@ -170,8 +170,9 @@ class FrozenCLIP:
         self._image = self._find("image", image_encoder, _IMAGE)
         self._text = self._find("text", text_encoder, _TEXT)
         self._image_encoder = image_encoder
-        self._embedding = None
-        self._tokenize, self._texts = tokenize, texts
+        self._embedding: Any = None
+        self._tokenize: Any = tokenize
+        self._texts = texts
         if self._text is None:
             return
         width = self._text.positional_embedding.shape[-1]

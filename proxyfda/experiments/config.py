@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 import proxyfda
 from proxyfda.dassl import DATASET_REGISTRY, TRAINER_REGISTRY, get_cfg_default
-from proxyfda.experiments.names import NONE
+from proxyfda.names import NONE
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean, nearest
 

@@ -1,7 +1,7 @@
 """Where runs are written: the only place that knows the folders of an output, for both directions.
 
 The layouts are those of the CoOp family's scripts, ours among them; everything is written and read
-through this module. ``<name>`` is the run's name (see :mod:`proxyfda.experiments.names`), and
+through this module. ``<name>`` is the run's name (see :mod:`proxyfda.names`), and
 ``<config>_<K>shots`` may be followed by one more folder, as CoOp's ``nctx16_cscFalse_ctpend``.
 
 * base to new: ``base2new/{train_base,test_new}/<dataset>/shots_<K>/<name>/<config>/seed<S>``
@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from typing import Iterator, Optional, Sequence, Tuple
 
-from proxyfda.experiments.names import REFERENCE
+from proxyfda.names import REFERENCE
 
 RESULT = "result.json"
 CONFIG = "config.yaml"

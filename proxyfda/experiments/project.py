@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from proxyfda.experiments.names import HOSTS, is_regularised, is_zero_shot, split_run_name
+from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name
 from proxyfda.utils.errors import BadValue, NotFound
 
 # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
@@ -44,7 +44,7 @@ class Project:
         """Config that a protocol takes where none is named, from ``defaults.yaml``.
 
         Args:
-            name: of the run, see :mod:`proxyfda.experiments.names`.
+            name: of the run, see :mod:`proxyfda.names`.
 
         Raises:
             BadValue: the file has nothing for it.

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 from proxyfda.experiments import layout
 from proxyfda.experiments.jobs import Job
-from proxyfda.experiments.names import (
+from proxyfda.experiments.project import Project
+from proxyfda.names import (
     NONE,
     is_regularised,
     is_zero_shot,
     run_name,
     trainer_and_regulariser,
 )
-from proxyfda.experiments.project import Project
 
 __all__ = ["base2new_jobs", "fewshot_jobs", "transfer_jobs", "zeroshot_jobs"]
 

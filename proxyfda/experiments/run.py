@@ -29,7 +29,7 @@ from proxyfda.dassl import (
 from proxyfda.experiments import layout, record
 from proxyfda.experiments.config import flat, load_config, plain
 from proxyfda.experiments.lock import folder_lock
-from proxyfda.experiments.names import is_zero_shot, run_name
+from proxyfda.names import is_zero_shot, run_name
 from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
 from proxyfda.utils.files import write_text
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os.path as osp
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from proxyfda.anchors.host_weights import (
     watch_embeddings,
 )
 from proxyfda.integrations.capture import FeatureCapture, WeightCapture
-from proxyfda.integrations.dassl_options import NO_REGULARISER, PluginOptions, extend_cfg
+from proxyfda.integrations.dassl_options import PluginOptions, extend_cfg
 from proxyfda.integrations.spaces import RegularisedSpaces
+from proxyfda.names import NONE, PREFIXES, split_run_name
 from proxyfda.regularisers import L2SP, find
 from proxyfda.sampling import ClassBalancedBatchSampler, class_similarity
 from proxyfda.utils.errors import BadModel, BadValue, NotFinite, Unusable
@@ -33,30 +34,15 @@ from proxyfda.utils.files import write_atomically
 from proxyfda.utils.suggest import did_you_mean
 
 __all__ = [
-    "NO_REGULARISER",
     "RegularisedTrainer",
     "describe_regulariser",
     "extend_cfg",
     "make_trainer",
     "register",
-    "regulariser_in_name",
 ]
 
 STATE_DIR = "regulariser"
-_PREFIXES = {"fda": "FDA", "proxy_fda": "ProxyFDA"}
-"""Regularisers that have a trainer of their own for every host, and its prefix."""
-
-
-def regulariser_in_name(trainer: str) -> Tuple[str, str]:
-    """What a trainer's name says: the regulariser, or empty, and the host's name.
-
-    >>> regulariser_in_name("ProxyFDACoOp"), regulariser_in_name("CoOp")
-    (('proxy_fda', 'CoOp'), ('', 'CoOp'))
-    """
-    for name, prefix in sorted(_PREFIXES.items(), key=lambda item: -len(item[1])):
-        if trainer.startswith(prefix) and trainer != prefix:
-            return name, trainer[len(prefix) :]
-    return "", trainer
+_PREFIXES = {regulariser: prefix for prefix, regulariser in PREFIXES.items()}
 
 
 def describe_regulariser(cfg: Any) -> Optional[Dict[str, Any]]:
@@ -68,7 +54,7 @@ def describe_regulariser(cfg: Any) -> Optional[Dict[str, Any]]:
     """
     if "PROXYFDA" not in cfg.TRAINER:
         return None
-    options = PluginOptions.from_cfg(cfg, regulariser_in_name(cfg.TRAINER.NAME)[0])
+    options = PluginOptions.from_cfg(cfg, split_run_name(cfg.TRAINER.NAME)[1])
     if not (options.has_term or options.has_batches):
         return None
     return {
@@ -155,7 +141,7 @@ class RegularisedTrainer:
             if options.m and options.enabled and not self.trained_regulariser:
                 print(
                     f"TRAINER.PROXYFDA.M {options.m} has no effect without a regulariser; for the "
-                    f"balanced batches alone set TRAINER.PROXYFDA.REGULARISER {NO_REGULARISER}"
+                    f"balanced batches alone set TRAINER.PROXYFDA.REGULARISER {NONE}"
                 )
             super().build_model()  # type: ignore[misc]
             return

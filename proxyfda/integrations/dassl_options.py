@@ -9,15 +9,15 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Dict, Tuple
 
 from proxyfda.integrations.spaces import SPACES
+from proxyfda.names import NONE
 from proxyfda.regularisers import REGULARISERS, find, names
 from proxyfda.utils.errors import BadModel, BadType, BadValue
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.utils.templates import check_template
 
-__all__ = ["NO_REGULARISER", "PluginOptions", "extend_cfg"]
+__all__ = ["PluginOptions", "extend_cfg"]
 
 NODE = "TRAINER.PROXYFDA"
-NO_REGULARISER = "none"
 # Keys that were there before the regularisers had names -> what to use in their place.
 _RENAMED = {
     "MODE": "the regulariser's name says what is trained; none leaves balanced batches alone",
@@ -68,7 +68,7 @@ class PluginOptions:
     settings: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = [NO_REGULARISER, *names()]
+        known = [NONE, *names()]
         if self.regulariser and self.regulariser not in known:
             raise _error(
                 "REGULARISER",
@@ -126,12 +126,12 @@ class PluginOptions:
     @property
     def has_term(self) -> bool:
         """Whether a regulariser acts."""
-        return self.enabled and self.weight > 0 and self.regulariser not in ("", NO_REGULARISER)
+        return self.enabled and self.weight > 0 and self.regulariser not in ("", NONE)
 
     @property
     def has_batches(self) -> bool:
         """Whether the host's batches are replaced by balanced ones."""
-        chosen = self.has_term or self.regulariser == NO_REGULARISER
+        chosen = self.has_term or self.regulariser == NONE
         return self.enabled and chosen and self.m > 0
 
     @classmethod

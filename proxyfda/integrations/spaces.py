@@ -224,7 +224,7 @@ class RegularisedSpaces(nn.Module):
         leaves = [
             leaf for found in captured.leaves.values() for leaf in found if leaf.requires_grad
         ]
-        own = list(self.parameters())
+        own: List[Tensor] = list(self.parameters())
         scales = [self._weight] + [1.0] * (len(sums) - 1)
         # A batch with nothing to align has a zero without gradient in its place.
         live = [(total, scale) for total, scale in zip(sums, scales) if total.requires_grad]

@@ -17,7 +17,7 @@ __all__ = ["REGULARISERS", "Features", "Options", "Regulariser", "create", "find
 Features = Union[Tensor, Sequence[Tensor]]
 
 
-_KINDS = {int: numbers.Integral, float: numbers.Real}
+_KINDS: Dict[Any, Any] = {int: numbers.Integral, float: numbers.Real}
 """What also serves as a number, such as NumPy's."""
 
 
@@ -32,13 +32,14 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            wanted = _KINDS.get(kind, kind)
+            value: Any = getattr(self, field.name)
+            default: Any = field.default
+            kind: Any = type(default)
+            wanted: Any = _KINDS.get(kind, kind)
             if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
                 article = "an" if kind is int else "a"
                 raise BadType(
-                    f"{field.name} is {value!r}; give {article} {kind.__name__} like "
-                    f"{field.default!r}."
+                    f"{field.name} is {value!r}; give {article} {kind.__name__} like {default!r}."
                 )
             object.__setattr__(self, field.name, kind(value))
         self.check()

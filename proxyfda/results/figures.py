@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from proxyfda.experiments.names import PREFIXES, is_zero_shot, split_run_name
+from proxyfda.names import PREFIXES, is_zero_shot, split_run_name
 from proxyfda.results.curves import read_curves
 from proxyfda.results.runs import collect
 from proxyfda.results.summary import AVERAGE, summarise, summarise_accuracy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxyfda.experiments.names import HOSTS, PREFIXES, is_zero_shot, split_run_name
+from proxyfda.names import HOSTS, PREFIXES, is_zero_shot, split_run_name
 
 # Regularisers in the order of tables; any others follow by name.
 _REGULARISERS = ("", *PREFIXES.values())

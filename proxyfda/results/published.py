@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from proxyfda.benchmarks import BENCHMARKS, TITLES, dataset_key
-from proxyfda.experiments.names import REFERENCE, split_run_name
+from proxyfda.names import REFERENCE, split_run_name
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.summary import AVERAGE, Row
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from proxyfda.benchmarks import TITLES, dataset_key
 from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
-from proxyfda.experiments.names import is_zero_shot
+from proxyfda.names import is_zero_shot
 from proxyfda.utils.errors import BadValue, NotFound
 
 

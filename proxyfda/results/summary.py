@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from proxyfda.benchmarks import BENCHMARKS, SHIFTED, TITLES
-from proxyfda.experiments.names import REFERENCE, is_zero_shot
+from proxyfda.names import REFERENCE, is_zero_shot
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.names import known_first, trainer_order
 

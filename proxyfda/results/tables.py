@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass, field, fields, replace
 
-from proxyfda.experiments.names import is_zero_shot
+from proxyfda.names import is_zero_shot
 from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
 from proxyfda.utils.errors import BadValue
 

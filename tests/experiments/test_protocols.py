@@ -12,8 +12,8 @@ from proxyfda.benchmarks import SHIFTED
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments import protocols
 from proxyfda.experiments.config import load_config
-from proxyfda.experiments.names import run_name
 from proxyfda.experiments.project import Project
+from proxyfda.names import run_name
 from proxyfda.utils.errors import NotFound
 
 ROOT = Path(train.__file__).parent

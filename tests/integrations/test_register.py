@@ -10,8 +10,8 @@ from proxyfda.dassl import TRAINER_REGISTRY, get_cfg_default
 from proxyfda.integrations.dassl import (
     RegularisedTrainer,
     describe_regulariser,
-    regulariser_in_name,
 )
+from proxyfda.names import split_run_name
 from proxyfda.utils.errors import BadValue
 from tests.integrations import dassl_hosts as hosts
 from tests.integrations.dassl_hosts import first_batch
@@ -119,16 +119,16 @@ def test_m_without_a_regulariser_has_no_effect_and_says_so(make, capsys):
 @pytest.mark.parametrize(
     ("trainer", "found"),
     [
-        ("ProxyFDACoOp", ("proxy_fda", "CoOp")),
-        ("FDACoOp", ("fda", "CoOp")),
-        ("CoOp", ("", "CoOp")),
-        ("FDA", ("", "FDA")),
-        ("MyFDA", ("", "MyFDA")),
+        ("ProxyFDACoOp", ("CoOp", "proxy_fda")),
+        ("FDACoOp", ("CoOp", "fda")),
+        ("CoOp", ("CoOp", "")),
+        ("FDA", ("FDA", "")),
+        ("MyFDA", ("MyFDA", "")),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_the_regulariser_in_a_trainers_name(trainer, found):
-    assert regulariser_in_name(trainer) == found
+    assert split_run_name(trainer) == found
 
 
 def config(name, **options):

@@ -5,8 +5,8 @@ import pytest
 
 import train
 from proxyfda.experiments.config import load_config
-from proxyfda.experiments.names import run_name, split_run_name, trainer_and_regulariser
 from proxyfda.integrations.dassl import describe_regulariser
+from proxyfda.names import run_name, split_run_name, trainer_and_regulariser
 
 
 class FakeRuns:

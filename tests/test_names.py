@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import train
+from proxyfda import names
 from proxyfda.dassl import TRAINER_REGISTRY
-from proxyfda.experiments import names
-from proxyfda.experiments.names import run_name, split_run_name, trainer_and_regulariser
 from proxyfda.experiments.project import Project
+from proxyfda.names import run_name, split_run_name, trainer_and_regulariser
 from proxyfda.utils.errors import BadValue
 
 
