@@ -119,7 +119,8 @@ class NeighbourGraph:
     def remember(self, key: Hashable, make: Callable[[], _Derived]) -> _Derived:
         """``make()``, or what it gave before under that key: constants of a graph that is kept."""
         if key not in self._remembered:
-            self._remembered[key] = make()
+            with torch.inference_mode(False):
+                self._remembered[key] = make()
         found: _Derived = self._remembered[key]
         return found
 

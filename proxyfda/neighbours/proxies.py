@@ -554,16 +554,20 @@ class _ProxyTerms(torch.autograd.Function):
                 gradient.baddbmm_(back, to_mean)
         ctx.by_gram = by_gram
         ctx.save_for_backward(weights, columns, inverse, squared, estimates, gradient)
+        # A loss that is not minimised gives None, not zeros: an optimiser would decay on zeros.
+        ctx.set_materialize_grads(False)
         return cosines, loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
         """Gradients in ``weights``, ``own`` and ``columns``."""
         to_cosines, to_loss = grads
         weights, columns, inverse, squared, estimates, gradient = ctx.saved_tensors
-        to_weights = None if gradient is None else gradient * to_loss
+        to_weights = None if gradient is None or to_loss is None else gradient * to_loss
         to_own = to_columns = None
+        if to_cosines is None:
+            return to_weights, None, None, None, None, None, None, None
         if ctx.needs_input_grad[1]:
             to_own = ((to_cosines * inverse).unsqueeze(1) @ weights).squeeze(1)
         if ctx.needs_input_grad[2]:

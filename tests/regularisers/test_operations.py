@@ -8,9 +8,9 @@ from proxyfda.regularisers import create
 
 OPERATIONS = {
     ("fda", "frozen images"): 60,
-    ("fda", "tuned images"): 68,
-    ("proxy_fda", "frozen images"): 686,
-    ("proxy_fda", "tuned images"): 694,
+    ("fda", "tuned images"): 66,
+    ("proxy_fda", "frozen images"): 515,
+    ("proxy_fda", "tuned images"): 523,
 }
 """Most operations of one step in the spaces text and cross, forward and backward."""
 
