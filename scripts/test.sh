@@ -1,8 +1,17 @@
 #!/usr/bin/env bash
-# Sets up what is missing, then checks the style and runs the tests; arguments go to pytest.
+# Sets up what is missing, then checks style and types and runs the doctests, the examples and the
+# tests; with arguments the tests alone, since these go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
+if [ $# -eq 0 ]; then
+    "$PYTHON" -m ruff check .
+    "$PYTHON" -m ruff format --check .
+    "$PYTHON" -m mypy
+    "$PYTHON" -m pytest --doctest-modules proxyfda/{utils,neighbours,regularisers,anchors,diagnostics} proxyfda/names.py
+    for example in examples/*.py; do
+        echo "== $example"
+        "$PYTHON" "$example"
+    done
+fi
 exec "$PYTHON" -m pytest "$@"

@@ -46,8 +46,8 @@ __all__ = [
 MAX_PROXIES = 128
 """Most proxies of one set (ours): sets of up to 321 members have s = 0.4 of their size."""
 
-MAX_PAIRS = 2**21
-"""Most pairs of proxies and columns in a step (ours), about 100 MB in all."""
+MAX_PAIRS = 2**20
+"""Most pairs of proxies and columns in a step (ours), about 50 MB in all."""
 
 
 def choose_anchors(
