@@ -162,7 +162,8 @@ def register(regulariser: _Class) -> _Class:
             same option of another regulariser.
     """
     taken = REGULARISERS.get(regulariser.name)
-    reloaded = taken is not None and taken.__module__ == regulariser.__module__
+    place = (regulariser.__module__, regulariser.__qualname__)
+    reloaded = taken is not None and (taken.__module__, taken.__qualname__) == place
     if not regulariser.name or (taken is not None and not reloaded):
         raise ValueError(f"{regulariser.__name__} has the name {regulariser.name!r}: give another")
     for field in fields(regulariser.options_class):

@@ -318,8 +318,9 @@ def test_a_new_one_is_found_by_its_name(squared):
 
 
 def test_names_and_defaults_do_not_collide(squared):
-    with pytest.raises(ValueError, match="'squared': give another") as caught:
-        register(Squared)
+    assert register(Squared) is Squared  # its file may be imported again
+    with pytest.raises(ValueError, match="Heir has the name 'squared': give another") as caught:
+        register(type("Heir", (Squared,), {}))  # which forgot to take a name of its own
     assert not isinstance(caught.value, UserError)
     with pytest.raises(ValueError, match="''"):
         register(type("Nameless", (Squared,), {"name": ""}))
