@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from operations import count_operations, synchronisations
 
 from proxyfda import regularisers
 from proxyfda.integrations.capture import Call, Captured, FeatureCapture
 from proxyfda.integrations.dassl import make_trainer
 from proxyfda.integrations.spaces import RegularisedSpaces
 from tests.integrations import hosts
-from tests.integrations.operations import count_operations, synchronisations
 
 pytestmark = pytest.mark.skipif(
     torch.__version__.startswith("1."), reason="older versions make other operations of the same"
