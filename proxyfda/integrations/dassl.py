@@ -9,9 +9,10 @@ and the gradient of λ R is joined to its own backward pass
 
 from __future__ import annotations
 
+import math
 import os.path as osp
 import sys
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,7 @@ class RegularisedTrainer:
     _spaces: Optional[RegularisedSpaces] = None
     _weights_term: Optional[L2SP] = None
     _capture: Any = None
+    _logged: Set[str] = frozenset()  # type: ignore[assignment]
     _frozen_clip: Optional[FrozenCLIP] = None
 
     # -- building ---------------------------------------------------------------------------------
@@ -376,20 +378,31 @@ class RegularisedTrainer:
             )
         return {**(summary or {}), **self._finish_step()}
 
-    def _finish_step(self) -> Dict[str, float]:
+    def _finish_step(self) -> Dict[str, Any]:
         if self._spaces is not None:
             terms = self._spaces.finish_step()
         else:
             terms = {"loss_l2sp": self._weights_loss}
+        self._logged = set(terms)
+        if hasattr(super(), "check_step"):  # the engine brings values over for its log lines
+            return dict(terms)
         # One transfer for all terms, after the step.
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
+        self._check_terms(self.batch_idx, values)  # type: ignore[attr-defined]
+        return values
+
+    def check_step(self, batch_idx: int, values: Dict[str, float]) -> None:
+        """Refuse terms that are infinite or no number, where the engine has this hook."""
+        super().check_step(batch_idx, values)  # type: ignore[misc]
+        self._check_terms(batch_idx, {name: values[name] for name in self._logged & set(values)})
+
+    def _check_terms(self, batch_idx: int, values: Dict[str, float]) -> None:
         for name, value in values.items():
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise NotFinite(
-                    f"{name} is {value} in epoch {self.epoch + 1}, batch {self.batch_idx + 1}; "  # type: ignore[attr-defined]
+                    f"{name} is {value} in epoch {self.epoch + 1}, batch {batch_idx + 1}; "  # type: ignore[attr-defined]
                     "lower TRAINER.PROXYFDA.WEIGHT or OPTIM.LR"
                 )
-        return values
 
     # -- checkpoints: the host's stay as they are, the regulariser has a file of its own ----------
 
