@@ -46,6 +46,11 @@ def _backward_pass() -> int:
     return -1
 
 
+def in_backward_pass() -> bool:
+    """Whether this runs within a backward pass, as activation checkpointing does."""
+    return _backward_pass() != -1
+
+
 def _autocast(device: str) -> Callable[[], ContextManager[Any]]:
     """Gives contexts with the autocast setting that holds now."""
     if hasattr(torch, "get_autocast_dtype"):
@@ -199,7 +204,7 @@ class FeatureCapture(_Joint):
         self._calls: Dict[str, List[Call]] = {}
         self._again: Counter[Any] = Counter()
         for name, module in encoders.items():
-            self._handles.append(_register_forward_hook(module, self._hook(name)))
+            self._handles.append(register_forward_hook(module, self._hook(name)))
 
     def _begin(self) -> None:
         self._calls, self._again = {}, Counter()
@@ -263,7 +268,7 @@ def _first_input(arguments: List[Any]) -> Any:
     return next(iter([t for t in tensors if not t.requires_grad] + tensors + arguments), None)
 
 
-def _register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], None]) -> Any:
+def register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], None]) -> Any:
     """A forward hook that is given positional and keyword arguments and the output."""
     try:
         return module.register_forward_hook(
