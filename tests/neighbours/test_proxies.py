@@ -188,19 +188,36 @@ def test_proxy_loss_written_out(cross, m):
         assert got.item() == pytest.approx(contrast + alpha * variance, rel=1e-4)
 
 
+@pytest.mark.parametrize("m", [7, 9], ids=["few columns", "more columns than dimensions"])
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_gradcheck_of_proxy_loss(cross):
-    generator = generator_for(4, width=3).double()
-    x, columns = features(6, 1, d=4), features(5, 3, d=4)
+def test_gradcheck_of_proxy_loss(cross, m):
+    n = 5 if cross else m
+    generator = generator_for(7, ratio=0.8, width=3).double()
+    x, columns = features(n, 1, d=7), features(m, 3, d=7)
     others = columns if cross else x
-    graph = NeighbourGraph(features(6, 2, d=4), 3, features(5, 4, d=4) if cross else None)
+    graph = NeighbourGraph(features(n, 2, d=7), 3, features(m, 4, d=7) if cross else None)
     weights = generator(others, graph).weights.detach().requires_grad_()
     positives = generator.count(graph.k)
 
-    def loss(weights):
-        return proxy_loss(Proxies(weights, positives), others, graph)
+    def loss(weights, alpha=1.0):
+        return proxy_loss(Proxies(weights, positives), others, graph, alpha=alpha, temperature=0.2)
 
+    assert loss(weights) > loss(weights, alpha=0.0) + 0.01  # several proxies that may spread
     assert torch.autograd.gradcheck(loss, (weights,))
+    assert torch.autograd.gradcheck(lambda weights: loss(weights, 0.0), (weights,))
+
+
+@pytest.mark.parametrize("k, ratio", [(3, 0.2), (1, 2.0)], ids=["one proxy", "one member"])
+def test_sets_of_one_proxy_or_member_have_no_variance_term(k, ratio):
+    x = features(6)
+    graph = NeighbourGraph(x, k, x[:2] if k == 1 else None)
+    others = x[:2] if k == 1 else x
+    proxies = generator_for(ratio=ratio)(others, graph)
+    made, members = proxies.positives, graph.k
+    assert (made, members) == ((2, 1) if k == 1 else (1, 3))
+    assert proxy_loss(proxies, others, graph, alpha=5.0) == proxy_loss(
+        proxies, others, graph, alpha=0.0
+    )
 
 
 def test_training_the_generator_lowers_its_loss():

@@ -41,12 +41,18 @@ def test_written_out():
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_module_is_the_sum_of_both_losses(cross):
+@pytest.mark.parametrize(
+    "of_fda",
+    [{}, {"tau": 0.3, "bias": 2.0}, {"units": "frozen", "slope": 1.5}],
+    ids=["default", "tau and bias", "frozen units"],
+)
+def test_module_is_the_sum_of_both_losses(cross, of_fda):
     x, frozen = features(20, 1), features(20, 2)
     more = {"columns": features(15, 3), "column_anchors": features(15, 4)} if cross else {}
-    reg = ProxyFDA(D, k=8, proxy_seed=3, alpha=0.5, proxy_temperature=0.2).double()
+    options = {"k": 8, "alpha": 0.5, "proxy_temperature": 0.2, **of_fda}
+    reg = ProxyFDA(D, proxy_seed=3, **options).double()
     loss = reg(x, frozen, **more)
-    losses = proxy_fda_loss(x, frozen, reg.generator, k=8, alpha=0.5, proxy_temperature=0.2, **more)
+    losses = proxy_fda_loss(x, frozen, reg.generator, **options, **more)
     assert loss.dim() == 0 and torch.equal(loss, sum(losses))
     terms = reg.terms(x, frozen, **more)
     assert list(terms) == ["loss_fda", "loss_proxy"]

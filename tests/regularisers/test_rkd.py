@@ -93,7 +93,7 @@ def test_park_et_als_code(scale):
 
 def test_weights_of_the_three():
     x, frozen = features(7, 1), features(7, 2)
-    weights = {"similarity": 0.5, "distance": 1.0, "angle": 2.0}
+    weights = {"similarity": 0.5, "distance": 1.5, "angle": 2.0}
     each = {name: rkd_loss(x, frozen, **{"similarity": 0.0, name: 1.0}).item() for name in weights}
     want = sum(weight * each[name] for name, weight in weights.items())
     assert rkd_loss(x, frozen, **weights).item() == pytest.approx(want)
