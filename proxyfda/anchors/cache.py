@@ -30,7 +30,7 @@ def fingerprint(weights: Union[nn.Module, Mapping[str, Tensor]], words: Iterable
         numbers = torch.stack([values.sum(), values.square().sum()]).tolist()
         digest.update(f"{name} {tuple(weight.shape)} {numbers}\n".encode())
     for word in words:
-        digest.update(f"{word}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{len(word)} {word}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

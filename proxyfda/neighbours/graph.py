@@ -8,6 +8,7 @@ leaves open is marked *ours*.
 from __future__ import annotations
 
 import copy
+import numbers
 from typing import Any, Callable, Dict, Hashable, Optional, Tuple, TypeVar
 
 import torch
@@ -79,7 +80,7 @@ class NeighbourGraph:
         scale: str = "pooled",
     ) -> None:
         check_features("anchors", anchors)
-        if isinstance(k, bool) or int(k) != k or k < 1:
+        if isinstance(k, bool) or not isinstance(k, numbers.Real) or int(k) != k or k < 1:
             raise BadValue(f"k is {k!r}; give a whole number of neighbours, at least 1.")
         if not min_weight >= 0:
             raise BadValue(f"min_weight is {min_weight}; give 0 or more.")

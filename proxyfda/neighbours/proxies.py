@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ __all__ = [
 
 MAX_PROXIES = 128
 """Most proxies of one set (ours): sets of up to 321 members have s = 0.4 of their size."""
+
+_KEPT_CONSTANTS = 8  # of batches of different sizes
 
 MAX_PAIRS = 2**20
 """Most pairs of proxies and columns in a step (ours), about 50 MB in all."""
@@ -240,7 +242,7 @@ class ProxyGenerator(nn.Module):
         )
         self.depthwise = nn.ParameterList(nn.Parameter(torch.empty(3, width)) for _ in range(2))
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self._cached: Optional[Tuple[object, Tensor, Tensor]] = None
+        self._cached: Dict[object, Tuple[Tensor, Tensor]] = {}
         self._initialise(None if seed is None else torch.Generator("cpu").manual_seed(seed))
 
     def _initialise(self, stream: Optional[torch.Generator]) -> None:
@@ -376,7 +378,7 @@ class ProxyGenerator(nn.Module):
     def _constants(self, size: int, k: int, like: Tensor) -> Tuple[Tensor, Tensor]:
         """Pooling of both sets [P, 1 + S], and the shifts of a convolution along them [3·P, P]."""
         key = (size, k, self.ratio, self.max_proxies, like.dtype, like.device)
-        if self._cached is None or self._cached[0] != key:
+        if key not in self._cached:
             sizes = [s for s in (k, size - k) if s]
             counts = [self.count(s) for s in sizes]
             with torch.inference_mode(False):  # what is made in evaluation serves training too
@@ -385,12 +387,13 @@ class ProxyGenerator(nn.Module):
                     torch.block_diag(*(torch.eye(c + 2)[1:-1, t : t + c] for c in counts))
                     for t in range(3)
                 ]
-                self._cached = (
-                    key,
+                if len(self._cached) >= _KEPT_CONSTANTS:
+                    self._cached.clear()
+                self._cached[key] = (
                     F.pad(averages, (1, 0)).to(like.device, like.dtype),
                     torch.cat(taps).to(like.device, like.dtype),
                 )
-        return self._cached[1], self._cached[2]
+        return self._cached[key]
 
 
 def proxy_loss(
