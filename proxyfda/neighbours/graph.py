@@ -80,7 +80,8 @@ class NeighbourGraph:
         scale: str = "pooled",
     ) -> None:
         check_features("anchors", anchors)
-        if isinstance(k, bool) or not isinstance(k, numbers.Real) or int(k) != k or k < 1:
+        given: Any = k
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or int(k) != k or k < 1:
             raise BadValue(f"k is {k!r}; give a whole number of neighbours, at least 1.")
         if not min_weight >= 0:
             raise BadValue(f"min_weight is {min_weight}; give 0 or more.")

@@ -46,10 +46,10 @@ __all__ = [
 MAX_PROXIES = 128
 """Most proxies of one set (ours): sets of up to 321 members have s = 0.4 of their size."""
 
-_KEPT_CONSTANTS = 8  # of batches of different sizes
-
 MAX_PAIRS = 2**20
 """Most pairs of proxies and columns in a step (ours), about 50 MB in all."""
+
+_KEPT_CONSTANTS = 8  # of batches of different sizes
 
 
 def choose_anchors(
