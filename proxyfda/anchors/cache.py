@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Callable, Iterable, Mapping, Union
+from typing import Any, Callable, Iterable, Mapping, Union
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,9 @@ def cached_tensor(path: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
     if path and os.path.isfile(path):
         try:
             kept = torch.load(path, map_location="cpu", weights_only=True)
-            if kept["key"] == key and isinstance(kept["value"], Tensor):
-                return kept["value"]
+            found: Any = kept["value"] if isinstance(kept, dict) and kept["key"] == key else None
+            if isinstance(found, Tensor):
+                return found
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
             print(f"{path} cannot be read ({type(error).__name__}), so it is computed again")
     value = compute()
