@@ -47,8 +47,10 @@ def cached_tensor(path: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
     """
     if path and os.path.isfile(path):
         try:
-            kept = torch.load(path, map_location="cpu", weights_only=True)
-            found: Any = kept["value"] if isinstance(kept, dict) and kept["key"] == key else None
+            kept: Any = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(kept, dict):
+                raise TypeError(f"it holds a {type(kept).__name__}")
+            found: Any = kept["value"] if kept["key"] == key else None
             if isinstance(found, Tensor):
                 return found
         except Exception as error:  # torch raises half a dozen kinds for a damaged file

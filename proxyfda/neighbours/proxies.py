@@ -46,8 +46,8 @@ __all__ = [
 MAX_PROXIES = 128
 """Most proxies of one set (ours): sets of up to 321 members have s = 0.4 of their size."""
 
-MAX_PAIRS = 2**20
-"""Most pairs of proxies and columns in a step (ours), about 50 MB in all."""
+MAX_PAIRS = 2**19
+"""Most pairs of proxies and columns in a step (ours), about 25 MB in all."""
 
 _KEPT_CONSTANTS = 8  # of batches of different sizes
 
@@ -96,7 +96,8 @@ def choose_anchors(
 class UnitColumns:
     """Unit features that proxies are combinations of, as rows of X [M, d] or [S, M, d].
 
-    Products with them go by the Gram matrix X Xᵀ where that is smaller than X, else by X.
+    Products with them go by the Gram matrix X Xᵀ where that costs less than going by X: up to d
+    columns, and up to 2d where the matrix is known.
 
     Args:
         unit: the features; S sets in a leading dimension.
@@ -105,7 +106,7 @@ class UnitColumns:
 
     def __init__(self, unit: Tensor, gram: Optional[Tensor] = None) -> None:
         self.unit, self._gram = unit, gram
-        self.by_gram = gram is not None or unit.shape[-2] <= unit.shape[-1]
+        self.by_gram = unit.shape[-2] <= (1 if gram is None else 2) * unit.shape[-1]
 
     def detach(self) -> UnitColumns:
         """The same without gradient."""
@@ -345,7 +346,7 @@ class ProxyGenerator(nn.Module):
     def _attend(self, tokens: Tensor) -> Tensor:
         """Tokens [M, r] -> members [M, r], or the same with a leading dimension of sets."""
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        scores = q @ k.transpose(-1, -2) / math.sqrt(self.width)
+        scores = (q / math.sqrt(self.width)) @ k.transpose(-1, -2)
         return tokens + self.out(scores.softmax(-1) @ v)
 
     def _queries(self, members: Tensor, graph: NeighbourGraph) -> Tensor:
