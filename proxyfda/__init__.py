@@ -1,4 +1,4 @@
-"""Proxy-FDA: feature distribution alignment with proxies for few-shot CLIP.
+"""Proxy-FDA and its rivals: regularisers against forgetting in fine-tuning.
 
 Huang et al., "Proxy-FDA: Proxy-based Feature Distribution Alignment for Fine-tuning Vision
 Foundation Models without Forgetting", ICML 2025, arXiv 2505.24088. An independent implementation.
