@@ -5,6 +5,9 @@
 An image encoder (the bundled CLIP's, a small vision transformer) is tuned end to end on rendered
 creatures, with a linear head. What it forgets is looked at on pictures of fruits: how many of their
 frozen neighbours are still neighbours. Runs on the CPU within a minute, without any download.
+
+On this toy the paper's loss with λ = 1 keeps no more than tuning without it, and rkd does; try
+``--weight``, ``--regularisers`` and ``--epochs``.
 """
 
 from __future__ import annotations
@@ -65,18 +68,20 @@ def tune(regulariser_name: str, weight: float, epochs: int) -> tuple[float, floa
 
 
 def main() -> None:
-    """Print a line without and one with the regulariser."""
+    """Print a line without and one with each regulariser."""
     known = [name for name in names() if name != "l2sp"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--regulariser", default="proxy_fda", choices=known, metavar="NAME")
+    parser.add_argument(
+        "--regularisers", nargs="+", default=["proxy_fda", "rkd"], choices=known, metavar="NAME"
+    )
     parser.add_argument("--weight", type=float, default=1.0, help="λ")
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("regulariser    accuracy on the tuned task   neighbours kept on other images")
-    for name in ("none", args.regulariser):
+    for name in ("none", *args.regularisers):
         accuracy, overlap = tune(name, args.weight, args.epochs)
         print(f"{name:13s}  {accuracy:25.1f} %   {overlap:29.1f} %", flush=True)
 
