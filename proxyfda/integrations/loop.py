@@ -46,8 +46,8 @@ def attach(
             gives one scalar.
         weight: λ; it may be changed later as ``handle.weight``.
         anchors: the frozen side: ``"copy"``, a copy of the module as it is now; a module; or a
-            function. The last two are called with what the module is called with, without gradient,
-            and return frozen features as the module does.
+            function. The last two are called with what the module is called with (before torch 2.0
+            with its positional arguments), without gradient, and return what the module returns.
         scale: the factor by which the loop scales its loss before the backward pass: a number (1/k
             where a loop divides by k steps of gradient accumulation), a ``GradScaler``, or a
             function that gives the factor.
