@@ -13,6 +13,7 @@ from torch import Tensor
 from proxyfda.neighbours.graph import NeighbourGraph, Relations
 from proxyfda.regularisers.base import Options, register
 from proxyfda.regularisers.relations import RelationalRegulariser, relation_loss
+from proxyfda.utils.errors import BadValue
 
 __all__ = ["FDA", "FDAOptions", "fda_loss"]
 
@@ -89,6 +90,7 @@ def fda_loss(
     k: Optional[int] = None,
     tau: float = 0.1,
     bias: float = 10.0,
+    form: str = "paper",
     units: str = "cosine",
     slope: float = 2.0,
     scale: str = "pooled",
@@ -112,6 +114,7 @@ def fda_loss(
         anchors: frozen features of the same samples [N, d]; no gradient flows into them.
         k: neighbours per row; required without ``graph``.
         tau, bias, units, slope: see :class:`FDAOptions`.
+        form: ``"paper"``, which is what this is; other forms have functions of their own.
         scale: unit of the spread with units ``"frozen"``, see ``NeighbourGraph``.
         columns: tuned features of a second set [M, d], or [S, M, d]: the cross-modal form.
         column_anchors: their frozen counterparts [M, d].
@@ -133,6 +136,7 @@ def fda_loss(
     >>> round(loss.item(), 4)
     0.9385
     """
+    check_form(form)
     options = FDAOptions(k=k or 1, tau=tau, bias=bias, units=units, slope=slope)
     return relation_loss(
         row_losses_of(options),
@@ -144,6 +148,29 @@ def fda_loss(
         graph=graph,
         scale=scale,
     )
+
+
+_OTHER_FORMS = {
+    "standardised": 'units="frozen"',
+    "regress": "rkd_loss",
+    "match": "match_loss",
+    "kl": "kl_loss",
+    "correlation": "correlation_loss",
+}
+
+
+def check_form(form: str) -> None:
+    """Refuse forms of the loss that are asked for in another way.
+
+    Raises:
+        BadValue: naming what to use.
+    """
+    if form != "paper":
+        remedy = _OTHER_FORMS.get(form)
+        raise BadValue(
+            f"form is {form!r}, but this is Eq. 2; "
+            + (f"use {remedy} of proxyfda.regularisers." if remedy else "leave form out.")
+        )
 
 
 def row_losses_of(options: FDAOptions):  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from torch import Tensor
 from proxyfda.neighbours.graph import NeighbourGraph
 from proxyfda.neighbours.proxies import MAX_PAIRS, ProxyGenerator
 from proxyfda.regularisers.base import register
-from proxyfda.regularisers.fda import FDA, FDAOptions, row_losses_of
+from proxyfda.regularisers.fda import FDA, FDAOptions, check_form, row_losses_of
 from proxyfda.regularisers.relations import (
     ProxiedRegulariser,
     ProxyOptions,
@@ -39,6 +39,7 @@ def proxy_fda_loss(
     k: Optional[int] = None,
     tau: float = 0.1,
     bias: float = 10.0,
+    form: str = "paper",
     units: str = "cosine",
     slope: float = 2.0,
     scale: str = "pooled",
@@ -82,6 +83,7 @@ def proxy_fda_loss(
     """
     if generator is None:
         raise BadValue("generator is missing; give a ProxyGenerator(dim), or use fda_loss.")
+    check_form(form)
     options = FDAOptions(k=k or 1, tau=tau, bias=bias, units=units, slope=slope)
     return proxied_relation_loss(
         row_losses_of(options),

@@ -97,3 +97,16 @@ def test_neighbours_kept_when_minimised_alone(loss, kept):
 def test_graph_of_the_module_has_its_k():
     graph = FDA(k=4).graph(features(9), features(7, 1), scale="row")
     assert (graph.k, graph.shape, graph.is_cross, graph.scale) == (4, (9, 7), True, "row")
+
+
+@pytest.mark.parametrize(
+    ("form", "remedy"),
+    [("regress", "use rkd_loss"), ("standardised", 'use units="frozen"'), ("papper", "leave form")],
+)
+def test_other_forms_name_their_function(form, remedy):
+    x = torch.eye(6)
+    assert proxyfda.fda_loss(x, x, k=2, form="paper") == proxyfda.fda_loss(x, x, k=2)
+    with pytest.raises(ValueError, match=f"form is '{form}', but this is Eq. 2; {remedy}"):
+        proxyfda.fda_loss(x, x, k=2, form=form)
+    with pytest.raises(ValueError, match=remedy):
+        proxyfda.proxy_fda_loss(x, x, proxyfda.ProxyGenerator(6), k=2, form=form)
