@@ -86,11 +86,6 @@ class KL(RelationalRegulariser):
 class ProxyKLOptions(ProxyOptions, KLOptions):
     """Options of :class:`ProxyKL`: those of KL and of proxies."""
 
-    def check(self) -> None:
-        """See :meth:`Options.check`."""
-        KLOptions.check(self)
-        ProxyOptions.check(self)
-
 
 @register
 class ProxyKL(ProxiedRegulariser, KL):

@@ -96,11 +96,6 @@ class Match(RelationalRegulariser):
 class ProxyMatchOptions(ProxyOptions, MatchOptions):
     """Options of :class:`ProxyMatch`: those of Match and of proxies."""
 
-    def check(self) -> None:
-        """See :meth:`Options.check`."""
-        MatchOptions.check(self)
-        ProxyOptions.check(self)
-
 
 @register
 class ProxyMatch(ProxiedRegulariser, Match):

@@ -25,11 +25,6 @@ __all__ = ["ProxyFDA", "ProxyFDAOptions", "proxy_fda_loss"]
 class ProxyFDAOptions(ProxyOptions, FDAOptions):
     """Options of :class:`ProxyFDA`: those of FDA and of proxies."""
 
-    def check(self) -> None:
-        """See :meth:`Options.check`."""
-        FDAOptions.check(self)
-        ProxyOptions.check(self)
-
 
 def proxy_fda_loss(
     features: Tensor,

@@ -304,6 +304,7 @@ class ProxyOptions(Options):
 
     def check(self) -> None:
         """See :meth:`Options.check`."""
+        super().check()  # of the options that a proxied form adds these to
         self._require(self.k >= 1, "k", "a neighbourhood needs at least 1 neighbour")
         self._require(
             0 < self.proxy_ratio <= 4,
