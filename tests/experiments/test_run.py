@@ -114,7 +114,7 @@ def test_an_output_folder_of_another_config_is_refused_untouched(run, tmp_path):
 def test_it_is_one_run_whether_the_trainer_or_the_config_names_the_regulariser(run, tmp_path):
     words = (*BASE, "OPTIM.MAX_EPOCH", 1)
     first = run(tmp_path / "out", "FDACoOp", *words)
-    assert run(tmp_path / "out", "FDACoOp", *words, "--regulariser", "fda") == {
+    assert run(tmp_path / "out", "FDACoOp", "--regulariser", "fda", *words) == {
         **first, "time": ANY, "cfg": ANY,
     }  # fmt: skip
     with pytest.raises(FileExistsError, match="TRAINER.NAME is 'FDACoOp' there and 'CoOp' here"):

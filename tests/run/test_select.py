@@ -59,7 +59,7 @@ def same_surroundings(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
-TRIES = ["--try", "WEIGHT=1,30", "--try", "SPACES=text,text+cross"]
+TRIES = ["--splits", "1", "--try", "WEIGHT=1,30", "--try", "SPACES=text+cross"]
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +107,12 @@ def test_the_choice_is_an_overlay_with_the_options_of_the_best_setting(chosen, b
     folder = Path(output, layout.selection("birds", 2, "CoOp+rkd"))
     text = (folder / "choice.yaml").read_text()
     node = yaml.safe_load(text)["TRAINER"]["PROXYFDA"]
-    assert text.startswith("# Chosen by scripts/select.sh for CoOp+rkd on birds from 4 settings")
+    assert text.startswith("# Chosen by scripts/select.sh for CoOp+rkd on birds from 2 settings")
     assert set(node) == {"REGULARISER", "WEIGHT", "SPACES"} and node["REGULARISER"] == "rkd"
     with open(folder / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     (best,) = [row for row in rows if row["chosen"] == "True"]
-    assert float(best["h"]) == max(float(row["h"]) for row in rows[1:]) and len(rows) == 5
+    assert float(best["h"]) == max(float(row["h"]) for row in rows[1:]) and len(rows) == 3
     assert f"weight_{node['WEIGHT']:g}" in best["config"]
     assert (folder / "seen_unseen.png").is_file()
     where = {"project": run.PROJECT, "data": "", "output": str(output), "shots": 2}
@@ -142,9 +142,9 @@ def test_the_same_command_goes_on_and_ends_with_base2new(chosen, command, capfd)
     assert {path: after[path] for path in before if path != lost} == {
         path: stamp for path, stamp in before.items() if path != lost
     }
-    assert lost in after and "29 of 30 jobs are complete already" in printed
+    assert lost in after and "8 of 9 jobs are complete already" in printed
     new = {str(path.relative_to(output)).split("/")[0] for path in set(after) - set(before)}
-    assert new == {"base2new"} and len(set(after) - set(before)) == 2 * (1 + 1 + 4)
+    assert new == {"base2new"} and len(set(after) - set(before)) == 2 * (1 + 1 + 2)
     assert "final run: bash scripts/base2new.sh CoOp+rkd" in printed
     assert "Base-to-new, 2 shots" in printed and "Δnew" in printed
     assert "How well halves of the base classes predict base-to-new" in printed
@@ -156,7 +156,7 @@ def test_the_same_command_goes_on_and_ends_with_base2new(chosen, command, capfd)
 def test_one_choice_for_several_datasets(birds, command, tmp_path, capfd):
     other = Path(birds).with_name("bugs.yaml")
     other.write_text(Path(birds).read_text())
-    words = ["--shared", "--splits", "1", "--try", "WEIGHT=1,30"]
+    words = ["--shared", "--splits", "1", "--try", "WEIGHT=30"]
     assert command(tmp_path, *words, trainer="CoOp+kl", dataset=f"{birds},{other}") == 0
     printed = capfd.readouterr().out
     for name in ("birds", "bugs", "shared"):
