@@ -1,4 +1,4 @@
-"""Settings that take part in a choice: a regulariser with options, and where lists of them are from.
+"""Settings that take part in a choice: regularisers with options, and where lists come from.
 
 Options are named as in the config; those of the regularisers (``TRAINER.PROXYFDA``) by their last
 word alone, such as ``WEIGHT`` and ``K``.

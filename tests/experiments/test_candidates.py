@@ -62,7 +62,8 @@ def test_the_plain_trainer_s_own_options_can_be_chosen(tmp_path):
 
 def _file_of(content, folder):
     path = folder / "settings.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    path.write_text(text)
     return str(path)
 
 

@@ -58,8 +58,8 @@ def test_select_trains_on_the_seen_half_and_tests_both_on_validation_images():
         tested = number >= 3
         assert tested == ("--eval-only" in job.flags) == (part != "train")
         classes = "unseen@2" if part == "unseen" else "seen@2"
-        assert (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.TEST.SPLIT) == (classes, "val")
-        assert cfg.DATASET.NUM_SHOTS == (-1 if tested else 4) and cfg.SEED == 5
+        found = (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.TEST.SPLIT, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        assert found == (classes, "val", -1 if tested else 4, 5)
         assert job.flag("--protocol") == "select"
         if tested:
             assert job.after == job.flag("--model-dir") == jobs[(number - 3) // 2].folder
