@@ -6,7 +6,7 @@ For each trainer: a training step, the evaluation of an image, and the peak memo
 them stand the bare costs, measured with the same encoders and nothing around them: forward and
 backward pass of the class texts, forward pass of the images (and backward where prompts are in
 them), the frozen forward pass where the trainer needs one; for evaluation the forward pass of the
-images without prompts.
+images without prompts. With ``--grid S`` also a step of S settings of CoOp in one pass.
 
 All trainers get the same random frozen encoders, the same images in memory and class-balanced
 batches. For times everything takes turns within a process, so that the machine's moods hit all
@@ -322,8 +322,7 @@ def arguments() -> argparse.Namespace:
     add("--classes", type=int, default=50)
     add("--batch", type=int, default=32, help="images in a training step")
     add("--eval-batch", type=int, default=100, help="images in a batch of the evaluation")
-    add("--grid", type=int, default=0, metavar="S",
-        help="beside the steps that of S settings in one pass, the trainers in turn (CoOp's)")  # fmt: skip
+    add("--grid", type=int, default=0, help="settings of CoOp in one pass, the trainers in turn")
     add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
     add("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")

@@ -21,6 +21,7 @@ from trainers.base import PromptedCLIP, PromptTrainer, unit
 from trainers.coop import ContextLearner
 from trainers.memory import GIB, saved_bytes
 
+
 class ConditionalContextLearner(ContextLearner):
     """Context vectors ``ctx`` [n_ctx, w] and the meta-net, which shifts all of them by one vector
     per image: context m of image x is ``ctx_m + meta_net(x)`` (section 3.2 of the paper).

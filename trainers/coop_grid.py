@@ -1,14 +1,14 @@
-"""A grid of settings of CoOp in one pass: one image forward pass, the texts of all settings at once.
+"""A grid of settings of CoOp in one pass: one image forward pass, all settings' texts at once.
 
 CoOp's image encoder is frozen and has no prompts, so the image features of a batch are the same
 whatever the settings; and the contexts of S settings are S sets of the same class texts, which the
 text encoder takes in one pass. Everything behind the features is each run's own: its loss, its
 regulariser, its optimiser, its files. Ours; the numbers are those of single runs up to rounding.
 
-    loss_s = task_s(images, texts_s) + λ_s R_s(...),  s = 1..S,  texts_s a function of context s alone
+    loss_s = task(images, texts_s) + λ_s R_s(images, texts_s),  s = 1..S
 
-so no gradient of one setting reaches another, and settings may be taken in portions without
-computing anything twice. That bounds the memory.
+Texts_s depend on context s alone, so no gradient of one setting reaches another, and settings may
+be taken in portions without computing anything twice. That bounds the memory.
 """
 
 from __future__ import annotations
@@ -183,16 +183,13 @@ class CoOpGrid(Together):
             _check_batches(shared.first, members[-1])
             members[-1].train_loader_x = shared.first.train_loader_x
         super().__init__(members, outputs)
-        encoder = shared.first.model.image_encoder
         for name in ("val_loader", "test_loader"):
             loader = getattr(shared.first, name)
-            if loader is not None:
-                device = shared.first.device
-                loader = ImageFeatures(loader, lambda images: encoder(images.to(device)))
+            features = None if loader is None else ImageFeatures(loader, self._encode_images)
             for member in members:
-                setattr(member, name, loader)
+                setattr(member, name, features)
         self._first = shared.first
-        self._portion = 0
+        self._portion = 0  # settings in one text pass; 0: not known yet
 
     def trainer_class(self, cfg) -> type:
         """The class of the trainer that would make a run by itself."""
@@ -200,11 +197,8 @@ class CoOpGrid(Together):
 
     def steps(self, batch):
         """See :meth:`Together.steps`."""
-        first = self._first
-        images, labels = first.parse_batch_train(batch)
-        with torch.no_grad(), first.autocast():
-            features = first.model.image_encoder(images)
-        batch = {**batch, "img": features, "label": labels}
+        with torch.no_grad(), self._first.autocast():
+            batch = {**batch, "img": self._encode_images(batch["img"])}
         summaries = {}
         joint = [member for member in self.members if member.is_joint]
         for member in [member for member in self.members if not member.is_joint]:
@@ -215,7 +209,14 @@ class CoOpGrid(Together):
             self._joint_steps(joint[start : start + size], batch, summaries)
         return summaries
 
+    def _encode_images(self, images: Tensor) -> Tensor:
+        return self._first.model.image_encoder(images.to(self._first.device))
+
     def _joint_steps(self, members, batch, summaries) -> None:
+        """Steps of some members on one batch of image features, added to ``summaries``.
+
+        Each member goes backward to the features of its texts; from there all go together.
+        """
         with self._first.autocast():
             texts = self.encode_texts(members)
         gradients = []

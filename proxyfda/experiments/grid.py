@@ -38,7 +38,7 @@ def main(runs: list[argparse.Namespace]) -> list[dict | UserError | None]:
 
     Raises:
         UserError: a wrong option or folder, or runs that cannot be trained together; nothing is
-            written then.
+            trained then.
         Busy: another process works in one of the output folders.
     """
     cfgs = [load_config(args) for args in runs]
@@ -133,4 +133,3 @@ def _is_common(key: str) -> bool:
         return True
     own = ("OUTPUT_DIR", "TRAINER.NAME", "TRAINER.PROXYFDA.", "OPTIM.")
     return not key.startswith(own)
-

@@ -132,9 +132,7 @@ def run_grid(jobs: list[Job], quiet: bool) -> dict[str, Outcome]:
     return _run(jobs, call, quiet)
 
 
-def _run(
-    jobs: list[Job], call: Callable[[list[Job]], list], quiet: bool
-) -> dict[str, Outcome]:
+def _run(jobs: list[Job], call: Callable[[list[Job]], list], quiet: bool) -> dict[str, Outcome]:
     """Run jobs by one call; outcomes by folder.
 
     Args:

@@ -90,8 +90,8 @@ def _round(todo: list[Job], launch: Callable, failed: dict[str, str]) -> tuple[l
 
 
 def _of_dead_process(chain: list[Job], why: str) -> list[Outcome]:
-    """The first job that is not complete, with its grid, is what the process died in; later ones get
-    a new one."""
+    """The first job that is not complete is what the process died in, and those of its grid with
+    it; later ones get a new one."""
     outcomes: list[Outcome] = []
     culprits: list[str] = []
     grid = ""

@@ -166,11 +166,13 @@ def test_a_grid_goes_on_from_single_runs_and_its_runs_evaluate_by_themselves(
 def test_images_are_encoded_once_for_all_settings(run_grid, tmp_path, monkeypatch):
     from proxyfda.backbones.clip import ImageEncoder
 
-    seen = []
-    forward = ImageEncoder.forward
-    monkeypatch.setattr(
-        ImageEncoder, "forward", lambda self, x, *more: seen.append(len(x)) or forward(self, x, *more)
-    )  # fmt: skip
+    seen, forward = [], ImageEncoder.forward
+
+    def counted(self, images, *prompts):
+        seen.append(len(images))
+        return forward(self, images, *prompts)
+
+    monkeypatch.setattr(ImageEncoder, "forward", counted)
     run_grid(tmp_path, FEW, "OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", "best_val")
     train, val, test = 6 * 6, 12, 24
     assert sum(seen) == 2 * train + val + test
