@@ -13,9 +13,10 @@ if __name__ == "__main__":
 
 import datasets  # noqa: F401  (registers the readers)
 import trainers  # noqa: F401  (registers the trainers)
+from proxyfda.experiments.grid import main as main_grid
 from proxyfda.experiments.run import main, parser
 
-__all__ = ["main", "parser"]
+__all__ = ["main", "main_grid", "parser"]
 
 if __name__ == "__main__":
     main(parser().parse_args())

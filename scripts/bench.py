@@ -6,7 +6,7 @@ For each trainer: a training step, the evaluation of an image, and the peak memo
 them stand the bare costs, measured with the same encoders and nothing around them: forward and
 backward pass of the class texts, forward pass of the images (and backward where prompts are in
 them), the frozen forward pass where the trainer needs one; for evaluation the forward pass of the
-images without prompts.
+images without prompts. With ``--grid S`` also a step of S settings of CoOp in one pass.
 
 All trainers get the same random frozen encoders, the same images in memory and class-balanced
 batches. For times everything takes turns within a process, so that the machine's moods hit all
@@ -45,6 +45,7 @@ from proxyfda.experiments.config import default_config, load_config
 from proxyfda.names import trainer_and_regulariser
 from proxyfda.utils.errors import show_user_errors
 from trainers.cocoop import ConditionalCLIP
+from trainers.coop_grid import CoOpGrid
 
 BUNDLED = "ViT-Bundled"
 
@@ -94,10 +95,8 @@ def prompt_nodes() -> list[str]:
     return [name for name, node in nodes.items() if isinstance(node, dict) and "CTX_INIT" in node]
 
 
-def build(name: str, args: argparse.Namespace, weights: str, size: int):
-    """A trainer on images in memory; the name may end in ``+<regulariser>``."""
-    trainer_name, regulariser = trainer_and_regulariser(name)
-    base = TRAINER_REGISTRY.get(trainer_name)
+def on_memory(base: type, args: argparse.Namespace, size: int) -> type:
+    """A trainer class with images in memory."""
 
     class OnMemory(base):
         def build_data_loader(self):
@@ -108,6 +107,12 @@ def build(name: str, args: argparse.Namespace, weights: str, size: int):
             self.train_loader_x = torch.utils.data.DataLoader(images, args.batch)
             self.val_loader = self.test_loader = None
 
+    return OnMemory
+
+
+def config(name: str, args: argparse.Namespace, weights: str, size: int):
+    """The config of a trainer; the name may end in ``+<regulariser>``."""
+    trainer_name, regulariser = trainer_and_regulariser(name)
     words = ["--trainer", trainer_name, "--regulariser", regulariser]
     words += ["DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
     words += ["MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", weights]
@@ -115,9 +120,35 @@ def build(name: str, args: argparse.Namespace, weights: str, size: int):
         words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
     words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
     words += [word for pair in args.opts for word in pair]
-    cfg = load_config(train.parser().parse_args(words))
+    return load_config(train.parser().parse_args(words))
+
+
+def build(name: str, args: argparse.Namespace, weights: str, size: int):
+    """A trainer on images in memory."""
+    cfg = config(name, args, weights, size)
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = OnMemory(cfg)
+        return ready(on_memory(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), args, size)(cfg))
+
+
+def build_grid(args: argparse.Namespace, weights: str, size: int) -> CoOpGrid:
+    """``args.grid`` settings in one pass: the trainers in turn, each on images in memory."""
+
+    class OnMemoryGrid(CoOpGrid):
+        def trainer_class(self, cfg):
+            return on_memory(super().trainer_class(cfg), args, size)
+
+    names = [args.trainers[i % len(args.trainers)] for i in range(args.grid)]
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere):
+        cfgs = [config(name, args, weights, size) for name in names]
+        grid = OnMemoryGrid(cfgs, [nowhere] * args.grid)
+    for member in grid.members:
+        ready(member)
+    return grid
+
+
+def ready(trainer):
+    """The trainer in the middle of an epoch."""
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9
     trainer.set_model_mode("train")
     return trainer
@@ -194,13 +225,16 @@ def ratio(values: list[float], base: list[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, base))
 
 
-def time_steps(trainers: dict, batch: dict, args: argparse.Namespace) -> list[list]:
-    """Rows: trainer, step and bare step in ms, their ratio, ratio to the first trainer's step."""
+def time_steps(trainers: dict, grid, batch: dict, args: argparse.Namespace) -> list[list]:
+    """Rows: trainer, step and bare step in ms, their ratio, ratio to the first trainer's step; for
+    the grid, if there is one, its whole step."""
     jobs = {}
     for name, trainer in trainers.items():
         frozen = needs_frozen_images(trainer, batch)
         jobs[name, "step"] = lambda t=trainer: step(t, batch)
         jobs[name, "bare"] = lambda t=trainer, f=frozen: bare_step(t, batch, f)
+    if grid:
+        jobs["grid"] = lambda: grid.steps(batch)
     times = take_turns(jobs, args)
     first = times[next(iter(trainers)), "step"]
     rows = []
@@ -208,6 +242,10 @@ def time_steps(trainers: dict, batch: dict, args: argparse.Namespace) -> list[li
         whole, bare = times[name, "step"], times[name, "bare"]
         medians = [1000 * statistics.median(values) for values in (whole, bare)]
         rows.append([name, *medians, ratio(whole, bare), ratio(whole, first)])
+    if grid:
+        whole = times["grid"]
+        name = f"grid of {args.grid}"
+        rows.append([name, 1000 * statistics.median(whole), None, None, ratio(whole, first)])
     return rows
 
 
@@ -284,6 +322,7 @@ def arguments() -> argparse.Namespace:
     add("--classes", type=int, default=50)
     add("--batch", type=int, default=32, help="images in a training step")
     add("--eval-batch", type=int, default=100, help="images in a batch of the evaluation")
+    add("--grid", type=int, default=0, help="settings of CoOp in one pass, the trainers in turn")
     add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
     add("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
@@ -313,6 +352,7 @@ def main() -> int:
         size = image_size(args.backbone, weights)
         wanted = args.trainers if args.memory_of or set(args.what) & {"step", "eval"} else []
         trainers = {name: build(name, args, weights, size) for name in wanted}
+        grid = build_grid(args, weights, size) if args.grid else None
     if args.memory_of:
         trainer = trainers[args.trainers[0]]
         batch = next(iter(trainer.train_loader_x))
@@ -329,7 +369,7 @@ def main() -> int:
     print(f"{args.rounds} rounds, {clock}, torch {torch.__version__}")
     if "step" in args.what:
         batch = next(iter(trainers[args.trainers[0]].train_loader_x))
-        rows = time_steps(trainers, batch, args)
+        rows = time_steps(trainers, grid, batch, args)
         head = ["step", "ms", "bare ms", "step / bare", f"step / {args.trainers[0]}"]
         print(f"\nbatch {args.batch}")
         print(tabulate(rows, head, floatfmt=("", ".1f", ".1f", ".3f", ".3f")))

@@ -326,15 +326,19 @@ class PromptTrainer(CLIPTrainer):
         with self.autocast():
             terms, logits = self.loss_terms(images, labels)
         self.model_zero_grad()
-        if self.scaler is None:
-            terms["loss"].backward()
-            self.model_update()
-        else:
-            self.scaler.scale(terms["loss"]).backward()
-            self.scaler.step(self.optim)
-            self.scaler.update()
+        loss = terms["loss"]
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.update()
         summary = {name: term.detach() for name, term in terms.items()}
         return {**summary, **self.metrics(logits.detach(), labels)}
+
+    def update(self):
+        """Let the optimiser step with the gradients that are there."""
+        if self.scaler is None:
+            self.model_update()
+        else:
+            self.scaler.step(self.optim)
+            self.scaler.update()
 
     def end_of_epoch(self):
         super().end_of_epoch()

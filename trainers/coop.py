@@ -5,6 +5,8 @@ Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -64,6 +66,7 @@ class CoOp(PromptTrainer):
         "CTX_INIT": "",  # initial words; they set the number of tokens
         "PREC": "fp16",  # fp16, fp32 or amp
         "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+        "GRID_MEMORY": 4.0,  # GiB for the text encoder's activations of settings trained together
     }
     minima = {"N_CTX": 1}
 
@@ -75,6 +78,19 @@ class CoOp(PromptTrainer):
                 f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}"
                 f"{did_you_mean(position, POSITIONS)}; use one of {', '.join(POSITIONS)}."
             )
+        bound = cfg.TRAINER[self.config_node].GRID_MEMORY
+        if not 0 < bound < math.inf:
+            raise BadValue(
+                f"TRAINER.{self.config_node}.GRID_MEMORY is {bound:g} GiB; use a finite number "
+                "above 0."
+            )
+
+    @classmethod
+    def build_grid(cls, cfgs, outputs):
+        """What trains several settings at once, see :class:`trainers.coop_grid.CoOpGrid`."""
+        from trainers.coop_grid import CoOpGrid
+
+        return CoOpGrid(cfgs, outputs)
 
     def build_prompt_learner(self, classnames, clip, text_encoder):
         options = self.options

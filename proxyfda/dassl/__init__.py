@@ -52,8 +52,11 @@ _NAMES = {
 # ours in both cases; Dassl has nothing of the kind
 find_checkpoint = _embedded.find_checkpoint
 ImageError = _embedded.ImageError
+Together, new_log = _embedded.Together, _embedded.new_log
+get_rng_state, set_rng_state = _embedded.get_rng_state, _embedded.set_rng_state
 
-__all__ = ["ENGINE", "ImageError", "announce_engine", "find_checkpoint"]
+__all__ = ["ENGINE", "ImageError", "Together", "announce_engine", "find_checkpoint"]
+__all__ += ["get_rng_state", "new_log", "set_rng_state"]
 __all__ += [name for names in _NAMES.values() for name in names]
 
 

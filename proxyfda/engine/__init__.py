@@ -36,16 +36,20 @@ from .registry import (
     build_trainer,
     check_availability,
 )
+from .together import Together
 from .trainer import SimpleTrainer, TrainerBase, TrainerX
 from .utils import (
     AverageMeter,
     MetricMeter,
     collect_env_info,
     count_num_param,
+    get_rng_state,
     listdir_nohidden,
     mkdir_if_missing,
+    new_log,
     read_json,
     set_random_seed,
+    set_rng_state,
     setup_logger,
     write_json,
 )

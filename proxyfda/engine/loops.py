@@ -67,12 +67,68 @@ class Summaries:
         return fetched
 
 
-class EpochLoop:
-    """`run_epoch` over `train_loader_x`, with its log lines and TensorBoard curves.
+class EpochLog:
+    """What the steps of an epoch leave behind: log lines, TensorBoard curves, the trainer's hooks.
 
-    During an epoch `batch_idx` and `num_batches` tell where it stands. The values that
-    `forward_backward` returns as tensors are fetched from the device for a log line only, every
+    The values that a step returns as tensors are fetched from the device for a log line only, every
     TRAIN.PRINT_FREQ batches and after the last one; the steps in between wait for nothing.
+
+    Args:
+        trainer: with `epoch` and `max_epoch`; gets `num_batches`, and `batch_idx` with every step.
+        num_batches: of the epoch.
+    """
+
+    def __init__(self, trainer, num_batches):
+        self._trainer = trainer
+        trainer.num_batches = num_batches
+        self._losses, self._summaries, self._rates = MetricMeter(), Summaries(), []
+        self._batch_time, self._data_time = AverageMeter(), AverageMeter()
+        self._end = time.time()
+
+    def begin_step(self, batch_idx):
+        """To be called when the batch is there."""
+        self._trainer.batch_idx = batch_idx
+        self._data_time.update(time.time() - self._end)
+
+    def end_step(self, summary):
+        """Take what `forward_backward` returned."""
+        trainer, losses, rates = self._trainer, self._losses, self._rates
+        self._summaries.add(summary)
+        done, print_freq = trainer.batch_idx + 1, trainer.cfg.TRAIN.PRINT_FREQ
+        is_last = done == trainer.num_batches
+        has_line = done % print_freq == 0 or trainer.num_batches < print_freq
+        fetched = self._summaries.fetch() if has_line or is_last else []
+        first = done - len(fetched)
+        for batch_idx, values in enumerate(fetched, first):
+            trainer.check_step(batch_idx, values)
+        if is_last:
+            trainer.end_of_epoch()
+        self._batch_time.update(time.time() - self._end)
+        rates.append(trainer.get_current_lr())
+        for batch_idx, values in enumerate(fetched, first):
+            losses.update(values)
+            step = trainer.epoch * trainer.num_batches + batch_idx
+            for name, meter in losses.meters.items():
+                trainer.write_scalar(f"train/{name}", meter.avg, step)
+            trainer.write_scalar("train/lr", rates[batch_idx], step)
+        if has_line:
+            left = (trainer.max_epoch - trainer.epoch) * trainer.num_batches - done
+            print(
+                f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}]",
+                f"batch [{done}/{trainer.num_batches}]",
+                f"time {self._batch_time.val:.3f} ({self._batch_time.avg:.3f})",
+                f"data {self._data_time.val:.3f} ({self._data_time.avg:.3f})",
+                losses,
+                f"lr {rates[-1]:.4e}",
+                f"eta {datetime.timedelta(seconds=int(self._batch_time.avg * left))}",
+            )
+        self._end = time.time()
+
+
+class EpochLoop:
+    """`run_epoch` over `train_loader_x`, with what :class:`EpochLog` makes of it.
+
+    During an epoch `batch_idx` and `num_batches` tell where it stands.
     """
 
     def end_of_epoch(self):
@@ -92,42 +148,10 @@ class EpochLoop:
 
     def run_epoch(self):
         self.set_model_mode("train")
-        losses, summaries, rates = MetricMeter(), Summaries(), []
-        batch_time, data_time = AverageMeter(), AverageMeter()
-        self.num_batches = len(self.train_loader_x)
-        print_freq = self.cfg.TRAIN.PRINT_FREQ
-        end = time.time()
-        for self.batch_idx, batch in enumerate(self.train_loader_x):  # noqa: B020
-            data_time.update(time.time() - end)
-            summaries.add(self.forward_backward(batch))
-            is_last = self.batch_idx + 1 == self.num_batches
-            has_line = (self.batch_idx + 1) % print_freq == 0 or self.num_batches < print_freq
-            fetched = summaries.fetch() if has_line or is_last else []
-            first = self.batch_idx + 1 - len(fetched)
-            for batch_idx, values in enumerate(fetched, first):
-                self.check_step(batch_idx, values)
-            if is_last:
-                self.end_of_epoch()
-            batch_time.update(time.time() - end)
-            rates.append(self.get_current_lr())
-            for batch_idx, values in enumerate(fetched, first):
-                losses.update(values)
-                step = self.epoch * self.num_batches + batch_idx
-                for name, meter in losses.meters.items():
-                    self.write_scalar(f"train/{name}", meter.avg, step)
-                self.write_scalar("train/lr", rates[batch_idx], step)
-            if has_line:
-                left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-                print(
-                    f"epoch [{self.epoch + 1}/{self.max_epoch}]",
-                    f"batch [{self.batch_idx + 1}/{self.num_batches}]",
-                    f"time {batch_time.val:.3f} ({batch_time.avg:.3f})",
-                    f"data {data_time.val:.3f} ({data_time.avg:.3f})",
-                    losses,
-                    f"lr {rates[-1]:.4e}",
-                    f"eta {datetime.timedelta(seconds=int(batch_time.avg * left))}",
-                )
-            end = time.time()
+        log = EpochLog(self, len(self.train_loader_x))
+        for batch_idx, batch in enumerate(self.train_loader_x):
+            log.begin_step(batch_idx)
+            log.end_step(self.forward_backward(batch))
 
 
 class EvaluationLoop:

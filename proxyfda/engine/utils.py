@@ -121,6 +121,15 @@ class Logger:
         return getattr(self.console, name)
 
 
+def new_log(output):
+    """Path of a log that is begun now, see `setup_logger`; its folder is made."""
+    fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    mkdir_if_missing(os.path.dirname(fpath))
+    if os.path.exists(fpath):
+        fpath += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    return fpath
+
+
 def setup_logger(output=None):
     """Copy what is printed from now on to `output`: a .txt or .log file, or log.txt in a folder.
 
@@ -128,10 +137,7 @@ def setup_logger(output=None):
     """
     if output is None:
         return
-    fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-    mkdir_if_missing(os.path.dirname(fpath))
-    if os.path.exists(fpath):
-        fpath += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    fpath = new_log(output)
     console = sys.stdout
     if isinstance(console, Logger):  # a second run in this process: the first log ends here
         console.file.close()

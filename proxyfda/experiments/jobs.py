@@ -8,6 +8,7 @@ import os
 import os.path as osp
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +29,10 @@ class Job:
         folder: its output folder.
         flags: command line of the entry module without ``--output-dir``.
         after: folder of the job whose checkpoint it evaluates, or empty.
-        entry: module with ``parser()`` and ``main(args)``.
+        entry: module with ``parser()`` and ``main(args)``, and ``main_grid(list of args)`` where
+            jobs have a grid.
+        grid: jobs of one chain with the same word here are run in one pass (trainings that differ
+            in their settings alone, see :mod:`proxyfda.experiments.grid`); empty: by itself.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Job:
     flags: list[str] = field(default_factory=list)
     after: str = ""
     entry: str = ""
+    grid: str = ""
 
     @property
     def result(self) -> dict:
@@ -92,40 +97,90 @@ def run_chain(chain: list[Job], quiet: bool) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
     for job in chain:
         before = outcomes.get(job.after, Outcome(DONE))
+        if job.folder in outcomes:
+            continue  # it was run in one pass with an earlier one
         if before.status == FAILED:
             outcomes[job.folder] = Outcome(FAILED, UNTRAINED)
         elif before.status == BUSY:
             outcomes[job.folder] = before
+        elif job.grid:
+            jobs = [other for other in chain if other.grid == job.grid]
+            for other in jobs:
+                print(f"== {other.name}", flush=True)
+            outcomes.update(run_grid(jobs, quiet))
         else:
             print(f"== {job.name}", flush=True)
             outcomes[job.folder] = run_job(job, quiet)
-    return list(outcomes.values())
+    return [outcomes[job.folder] for job in chain]
 
 
 def run_job(job: Job, quiet: bool) -> Outcome:
     """Run one job in this process. What nobody foresaw leaves its traceback in ``error.txt``."""
-    report = osp.join(job.folder, layout.ERROR)
+
+    def call(todo: list[Job]) -> list:
+        return [one.module().main(one.parsed()) for one in todo]
+
+    return _run([job], call, quiet)[job.folder]
+
+
+def run_grid(jobs: list[Job], quiet: bool) -> dict[str, Outcome]:
+    """Run jobs in one pass in this process, those that are not complete; outcomes by folder."""
+
+    def call(todo: list[Job]) -> list:
+        return todo[0].module().main_grid([job.parsed() for job in todo])
+
+    return _run(jobs, call, quiet)
+
+
+def _run(jobs: list[Job], call: Callable[[list[Job]], list], quiet: bool) -> dict[str, Outcome]:
+    """Run jobs by one call; outcomes by folder.
+
+    Args:
+        call: given the jobs that are not complete; gives the result of each, or the error that it
+            alone ended with.
+    """
+    found: dict[str, Any] = {}
     try:
-        with folder_lock(job.folder), _own_streams(quiet):
-            if not job.complete:  # another sweep may have been faster
-                job.module().main(job.parsed())
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(report)
+        with contextlib.ExitStack() as stack:
+            for job in jobs:
+                stack.enter_context(folder_lock(job.folder))
+            stack.enter_context(_own_streams(quiet))
+            todo = [job for job in jobs if not job.complete]  # another sweep may have been faster
+            if todo:
+                found = dict(zip([job.folder for job in todo], call(todo)))
+            for job in jobs:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(osp.join(job.folder, layout.ERROR))
     except Busy as error:
-        return Outcome(BUSY, str(error))
+        return {job.folder: Outcome(BUSY, str(error)) for job in jobs}
     except SystemExit as error:
-        return Outcome(FAILED, f"wrong options for {job.entry} (exit code {error.code})")
+        why = f"wrong options for {jobs[0].entry} (exit code {error.code})"
+        return {job.folder: Outcome(FAILED, why) for job in jobs}
+    except UserError as error:
+        return {job.folder: Outcome(FAILED, sentence(error)) for job in jobs}
     except Exception as error:
-        if isinstance(error, UserError):
-            return Outcome(FAILED, sentence(error))
         first = (str(error).strip() or "no message").splitlines()[0]
         why = f"{type(error).__name__}: {first}"
-        with contextlib.suppress(OSError), open(report, "w") as file:
-            traceback.print_exc(file=file)
-            why += f" (see {report})"
-        return Outcome(FAILED, why)
+        return {job.folder: Outcome(FAILED, why + _report(job)) for job in jobs}
     finally:
         _free_memory()
+    return {job.folder: _outcome(job, found.get(job.folder)) for job in jobs}
+
+
+def _report(job: Job) -> str:
+    """Leave the traceback of the error at hand in the job's folder; where it is, in words."""
+    path = osp.join(job.folder, layout.ERROR)
+    try:
+        with open(path, "w") as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        return ""
+    return f" (see {path})"
+
+
+def _outcome(job: Job, found: Any) -> Outcome:
+    if isinstance(found, UserError):
+        return Outcome(FAILED, sentence(found))
     if job.complete:
         return Outcome(DONE)
     return Outcome(FAILED, "it ended without a result.json (TEST.NO_TEST?)")

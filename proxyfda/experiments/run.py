@@ -43,6 +43,7 @@ _FREE_KEYS = (
     "DATASET.ROOT",
     "TRAIN.PRINT_FREQ",
     "MODEL.BACKBONE.GRAD_CHECKPOINTING",
+    "TRAINER.COOP.GRID_MEMORY",
 )
 _REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
 
@@ -82,7 +83,7 @@ def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None
     if torch.cuda.is_available() and cfg.USE_CUDA:
         # Benchmarked kernels may differ from run to run.
         torch.backends.cudnn.benchmark = cfg.SEED < 0
-    _print_settings(args, cfg)
+    print_settings(args, cfg)
     announce_engine()
     print(f"** System info **\n{collect_env_info()}\n")
     trainer = build_trainer(cfg)
@@ -92,7 +93,22 @@ def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None
         trainer.test()
     elif not args.no_train:
         trainer.train()
-    seconds = {"build": built - started, "run": time.perf_counter() - built}
+    return finish(
+        args, cfg, described, trainer, build=built - started, run=time.perf_counter() - built
+    )
+
+
+def finish(args, cfg, described: dict, trainer, **seconds: float) -> dict | None:
+    """Write the ``result.json`` of a run that has ended.
+
+    Args:
+        described: what :func:`describe` says of it.
+        trainer: with the result of its evaluation, ``last_result``.
+        seconds: that its parts took.
+
+    Returns:
+        The content; ``None`` without an evaluation.
+    """
     if getattr(trainer, "last_result", None) is None:
         return None
     result = {
@@ -105,7 +121,8 @@ def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None
     return record.write(cfg.OUTPUT_DIR, result)
 
 
-def _print_settings(args: argparse.Namespace, cfg: CfgNode) -> None:
+def print_settings(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Print the command line and the whole config."""
     for title, lines in (
         ("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
         ("Config", [str(cfg)]),

@@ -94,16 +94,19 @@ def _round(todo: list[Job], launch: Callable, failed: dict[str, str]) -> tuple[l
 
 
 def _of_dead_process(chain: list[Job], why: str) -> list[Outcome]:
-    """The first job that is not complete is what the process died in; later ones get a new one."""
+    """The first job that is not complete is what the process died in, and those of its grid with
+    it; later ones get a new one."""
     outcomes: list[Outcome] = []
-    culprit = ""
+    culprits: list[str] = []
+    grid = ""
     for job in chain:
         if job.complete:
             outcomes.append(Outcome(DONE))
-        elif not culprit:
-            culprit = job.folder
+        elif not culprits or (grid and job.grid == grid):
+            culprits.append(job.folder)
+            grid = job.grid
             outcomes.append(Outcome(FAILED, why))
-        elif job.after == culprit:
+        elif job.after in culprits:
             outcomes.append(Outcome(FAILED, UNTRAINED))
         else:
             outcomes.append(Outcome(BUSY))
@@ -111,10 +114,14 @@ def _of_dead_process(chain: list[Job], why: str) -> list[Outcome]:
 
 
 def _chains(todo: list[Job]) -> list[launchers.Chain]:
-    """Jobs in order, those that evaluate a training of the list together with it."""
+    """Jobs in order, those of one grid together, and those that evaluate a training of the list
+    together with it."""
     chains: dict[str, launchers.Chain] = {}
+    chain_of: dict[str, str] = {}  # folder -> name of its chain
     for job in todo:
-        chains.setdefault(job.after if job.after in chains else job.folder, []).append(job)
+        name = chain_of.get(job.after) or (f"grid {job.grid}" if job.grid else job.folder)
+        chain_of[job.folder] = name
+        chains.setdefault(name, []).append(job)
     return list(chains.values())
 
 

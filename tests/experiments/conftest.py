@@ -63,14 +63,23 @@ def config(tmp_path_factory, tiny_file):
 
 
 @pytest.fixture
-def run(images, config, monkeypatch):
+def argv(images, config):
+    """The words of a command line of train.py."""
+
+    def words(output, trainer, *words, seed=1):
+        argv = ["--root", str(images), "--seed", str(seed), "--trainer", trainer]
+        argv += ["--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml")]
+        return [*argv, "--config-file", str(config), "--output-dir", str(output), *map(str, words)]
+
+    return words
+
+
+@pytest.fixture
+def run(argv, monkeypatch):
     """Call train.main as the command line does; gives its result."""
 
     def call(output, trainer, *words, seed=1):
-        argv = ["--root", str(images), "--seed", str(seed), "--trainer", trainer]
-        argv += ["--dataset-config-file", str(ROOT / "configs/datasets/folder.yaml")]
-        argv += ["--config-file", str(config), "--output-dir", str(output), *map(str, words)]
         monkeypatch.setattr(sys, "stdout", sys.stdout)  # the run's logger replaces it
-        return train.main(train.parser().parse_args(argv))
+        return train.main(train.parser().parse_args(argv(output, trainer, *words, seed=seed)))
 
     return call

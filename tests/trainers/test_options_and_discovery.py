@@ -14,10 +14,10 @@ from proxyfda.dassl import TRAINER_REGISTRY, get_cfg_default
 from proxyfda.experiments.config import default_config
 
 ROOT = Path(__file__).resolve().parents[2]
-# Upstream's defaults (MAX_MEMORY is ours).
+# Upstream's defaults (those of memory are ours).
 DEFAULTS = {
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16",
-             "CLASS_TOKEN_POSITION": "end"},
+             "CLASS_TOKEN_POSITION": "end", "GRID_MEMORY": 4.0},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16", "MAX_MEMORY": 4.0},
     "MAPLE": {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9},
     "PROMPTSRC": {"N_CTX_VISION": 4, "N_CTX_TEXT": 4, "CTX_INIT": "a photo of a", "PREC": "fp16",

@@ -37,6 +37,34 @@ def run_block(
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
+def run_last_block(
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    read: Tensor,
+    attend: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What the block makes of some tokens of x [n, L, w]: [n, R, w].
+
+    All tokens have keys and values; queries and everything behind the attention are needed for
+    those alone that are read afterwards.
+
+    Args:
+        read: positions [R].
+        attend: maps their queries [n, R, h, w / h] and all keys and values [n, L, 2, h, w / h] to
+            the attended values [n, R, w].
+    """
+    attn, width = block.attn, x.shape[-1]
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+    normed = block.ln_1(x)
+    q = F.linear(normed.index_select(1, read), weight[:width], q_bias)
+    kv = F.linear(normed, weight[width:], kv_bias)
+    heads = attn.num_heads
+    attended = attend(q.unflatten(-1, (heads, -1)), kv.unflatten(-1, (2, heads, -1)))
+    x = x.index_select(1, read) + block.ls_1(attn.out_proj(attended))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
 def attend_to_all(qkv: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """Softmax attention within each sequence of [n, L, 3, h, e]; a float mask [L, L] is added."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)

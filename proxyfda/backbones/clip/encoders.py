@@ -18,7 +18,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from proxyfda.backbones.clip.blocks import are_known, attend_to_all, run_block
+from proxyfda.backbones.clip.blocks import are_known, attend_to_all, run_block, run_last_block
 from proxyfda.backbones.clip.tree import LayoutCache, PromptLayout, common_prefix
 from proxyfda.utils.errors import BadValue
 
@@ -48,8 +48,10 @@ def run_blocks(
     run: Callable[[nn.Module, Tensor], Tensor],
     deep_prompts: Sequence[Tensor],
     replace: Callable[[Tensor, Tensor], Tensor],
+    run_last: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """``x = run(block, x)`` for all blocks; before block j+1, ``replace(x, deep_prompts[j])``."""
+    """``x = run(block, x)`` for all blocks, ``run_last`` for the last one where it is given; before
+    block j+1, ``replace(x, deep_prompts[j])``."""
     blocks = transformer.resblocks
     if len(deep_prompts) >= len(blocks):
         raise BadValue(
@@ -59,6 +61,8 @@ def run_blocks(
     for index, block in enumerate(blocks):
         if 0 < index <= len(deep_prompts):
             x = replace(x, deep_prompts[index - 1])
+        if run_last and index + 1 == len(blocks):
+            run = run_last
         if transformer.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint(run, block, x, use_reentrant=False)
         else:
@@ -204,8 +208,8 @@ class TextEncoder(FrozenEncoder):
         if shared and in_common and are_known(self.transformer):
             tree = layout.tree(shared)
             run = partial(run_block, attend=tree.attend)
-            x = run_blocks(self.transformer, tree.pack(x), run, deep_prompts, replace)
-            x = x.index_select(1, tree.ends)
+            run_last = partial(run_last_block, read=tree.ends, attend=tree.attend_ends)
+            x = run_blocks(self.transformer, tree.pack(x), run, deep_prompts, replace, run_last)
         else:
             run = whole_sequences(self.transformer, self.attn_mask[:length, :length])
             x = run_blocks(self.transformer, x.flatten(0, 1), run, deep_prompts, replace)

@@ -40,6 +40,7 @@ class PromptTree:
         used = torch.arange(self.longest, device=ends.device) < lengths.unsqueeze(1)
         # where the packed tokens of the branches are among n x longest; None: everywhere
         self.places = None if used.all() else used.flatten().nonzero().squeeze(1)
+        self.beyond = None if self.places is None else ~used  # [n, longest]
         self.ends = shared + lengths.cumsum(0) - 1  # of the texts, in the packed sequence
         self.causal = torch.ones_like(used[0]).expand(self.longest, -1).triu(1)
 
@@ -53,11 +54,8 @@ class PromptTree:
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values [s, P + T, 3, h, e] to the attended values [s, P + T, h * e],
         each token attending to those before it in its own text."""
-        s, _, _, heads, width = qkv.shape
-        trunk, branches = qkv[:, : self.shared], qkv[:, self.shared :]
-        if self.places is not None:
-            padded = qkv.new_zeros(s, self.texts * self.longest, *qkv.shape[2:])
-            branches = padded.index_copy(1, self.places, branches)
+        trunk, branches = self._split(qkv)
+        width = qkv.shape[-1]
         trunk_q, trunk_k, trunk_v = trunk.permute(2, 0, 3, 1, 4)  # each [s, h, P, e]
         all_q, all_k, all_v = branches.permute(2, 0, 3, 1, 4)  # each [s, h, n * longest, e]
         q, k, v = (t.unflatten(2, (self.texts, self.longest)) for t in (all_q, all_k, all_v))
@@ -74,6 +72,31 @@ class PromptTree:
             out = out.index_select(2, self.places)
         first = F.scaled_dot_product_attention(trunk_q, trunk_k, trunk_v, is_causal=True)
         return torch.cat([first, out], dim=2).transpose(1, 2).flatten(2)
+
+    def attend_ends(self, q: Tensor, kv: Tensor) -> Tensor:
+        """The rows of :meth:`attend` at ``ends``: queries [s, n, h, e] of these, keys and values
+        [s, P + T, 2, h, e] of all tokens to the attended values [s, n, h * e]."""
+        trunk, branches = self._split(kv)
+        trunk_k, trunk_v = trunk.permute(2, 0, 3, 1, 4)  # each [s, h, P, e]
+        k, v = branches.permute(2, 0, 3, 1, 4).unflatten(3, (self.texts, self.longest))
+        q = q.transpose(1, 2) * q.shape[-1] ** -0.5
+        near = (k @ q.unsqueeze(-1)).squeeze(-1)  # [s, h, n, longest]
+        if self.beyond is not None:
+            near = near.masked_fill(self.beyond, float("-inf"))
+        scores = torch.cat([q @ trunk_k.transpose(-1, -2), near], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+        far, near = weights.split([self.shared, self.longest], dim=-1)
+        out = far @ trunk_v + (near.unsqueeze(-2) @ v).squeeze(-2)
+        return out.transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The trunk [s, P, ...] of packed tokens, and the branches padded to [s, n * longest, ...]
+        with zeros."""
+        trunk, branches = x[:, : self.shared], x[:, self.shared :]
+        if self.places is not None:
+            padded = x.new_zeros(len(x), self.texts * self.longest, *x.shape[2:])
+            branches = padded.index_copy(1, self.places, branches)
+        return trunk, branches
 
 
 class PromptLayout:
