@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from trainer_tools import IMAGES, logits, one_step
 
 LABELS = torch.arange(4)
-WEIGHT = 2.0
+WEIGHT = 1.5
 # Trainer -> its options, and the words of the context in its prompts.
 TRAINERS = {
     "CoOp": (["TRAINER.COOP.N_CTX", 3], "X X X"),
@@ -33,7 +33,9 @@ def make(make_trainer, tmp_path):
         own = {"WORDS": 5, "VOCABULARY": str(path), "WEIGHT": WEIGHT, "K": 2, **own}
         own.update(REGULARISER=regulariser, SPACES=spaces)
         named = [word for key, value in own.items() for word in (f"TRAINER.PROXYFDA.{key}", value)]
-        return make_trainer(trainer, *TRAINERS[trainer][0], *opts, *named, output=output)
+        built = make_trainer(trainer, *TRAINERS[trainer][0], *opts, *named, output=output)
+        built.epoch = built.batch_idx = 0
+        return built
 
     return build
 
@@ -106,16 +108,17 @@ def assert_joined(trainer, regulariser, *spaces):
     terms = [by_hand(trainer, regulariser, space, words, mixed) for space in spaces]
     task = trainer.loss_terms(IMAGES, LABELS)[0]["loss"]
     total = task + WEIGHT * sum(terms)
+    alone = torch.autograd.grad(
+        sum(terms), list(learnables.values()), allow_unused=True, retain_graph=True
+    )
     want = torch.autograd.grad(total, list(learnables.values()), allow_unused=True)
-    alone = torch.autograd.grad(sum(terms), list(learnables.values()), allow_unused=True)
     assert max(g.abs().max() for g in alone if g is not None) > 1e-4
     summary = one_step(trainer)
     assert summary["loss"] == pytest.approx(task.item(), rel=1e-5)
     assert summary[f"loss_{regulariser}"] == pytest.approx(float(sum(terms)), rel=1e-4)
     for (name, parameter), gradient in zip(learnables.items(), want):
-        torch.testing.assert_close(
-            parameter.grad, gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        largest = max(1.0, gradient.abs().max().item())
+        assert (parameter.grad - gradient).abs().max().item() <= 1e-5 * largest, name
 
 
 CASES = [
@@ -128,7 +131,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("regulariser", "space"), CASES, ids="-".join)
+@pytest.mark.parametrize(("regulariser", "space"), CASES)
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_step_has_the_gradient_of_the_sum(make, trainer, regulariser, space):
     assert_joined(make(trainer, regulariser, space), regulariser, space)
@@ -173,11 +176,11 @@ def test_classes_and_words_are_one_call_and_the_classes_stay_as_they_are(make, t
     handle = built.model.text_encoder.register_forward_hook(lambda *a: calls.append(len(a[2])))
     sets = len(IMAGES) if trainer == "CoCoOp" else 1
     with built._further_nodes():
-        inside = logits(built)
+        inside = built.model(IMAGES).detach()  # with gradient: nothing is taken from the cache
     assert calls == [sets * (names + 5)]
     torch.testing.assert_close(inside, before, rtol=1e-5, atol=1e-5)
     handle.remove()
-    built.model._text_cache._state = []
+    built.model._text_cache._context = None
     assert torch.equal(logits(built), before)  # bit for bit once the words are gone
 
 
