@@ -1,7 +1,9 @@
 """Nodes of the neighbour graph beyond the batch: words that are no class, images made of others.
 
-Both are *ours*. The paper enriches a batch by proxies made of its own features (Huang et al., ICML
-2025, Section 3.2); these are new inputs of the encoders, tuned and frozen, which cost no data.
+Both are *ours*. Each runs within the host's own calls of its encoders, behind its classes and
+images, so that gradients reach the prompts in the host's own backward pass. The paper enriches a
+batch by proxies made of its own features (Huang et al., ICML 2025, Section 3.2); these are new
+inputs of the encoders, tuned and frozen, which cost no data.
 
 Of words. A prompt is a function of the class name, and training sees it at the base classes alone.
 Others have held it at further names: SAR aligns cosine relations among texts of learned and of
