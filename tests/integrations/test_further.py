@@ -286,6 +286,9 @@ def test_anchors_of_the_vocabulary_are_computed_once():
         names = words.draw(0, step)
         assert words.anchors().flatten().tolist() == ["abcdefg".index(name) for name in names]
     assert asked == [7]
+    draws = [tuple(words.draw(epoch, batch)) for epoch in range(2) for batch in range(2)]
+    assert len(set(draws)) == 4
+    assert Words(list("abcdefg"), 3, 2, frozen).draw(0, 0) != list(draws[0])
 
 
 # -- options --------------------------------------------------------------------------------

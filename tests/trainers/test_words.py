@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 from trainer_tools import IMAGES, logits, one_step
 
+from proxyfda.backbones.clip import ClassPrompts, TextEncoder, load_clip
+
 LABELS = torch.arange(4)
 WEIGHT = 1.5
 # Trainer -> its options, and the words of the context in its prompts.
@@ -180,6 +182,26 @@ def test_classes_and_words_are_one_call_and_the_classes_stay_as_they_are(make, t
     handle.remove()
     built.model._text_cache._context = None
     assert torch.equal(logits(built), before)  # bit for bit once the words are gone
+
+
+def test_words_shorten_what_the_classes_have_in_common(tiny_file):
+    encoder = TextEncoder(load_clip("ViT-B/16", str(tiny_file)))
+    prompts = ClassPrompts(encoder, ["toy fox", "toy dog"], 3)
+    context = torch.randn(3, encoder.width, generator=torch.Generator().manual_seed(0))
+    alone = prompts.shared_tokens(context), prompts.tokens
+    assert alone == (5, 5 + 2 * 3)  # start, context, toy; then name, full stop and end of each
+    for words in (["owl"], ["toy owl"], ["lighthouse", "toy red fox"]):
+        prompts.set_words(encoder, words)
+        assert prompts.shared_tokens(context) == (5 if words == ["toy owl"] else 4)
+        with torch.no_grad():
+            shared = prompts.shared_tokens(context)
+            got = encoder(prompts(context), prompts.tokenized_prompts, (), shared)
+            for name, row in zip(["toy fox", "toy dog", *words], got):
+                single = ClassPrompts(encoder, [name], 3)
+                (want,) = encoder(single(context), single.tokenized_prompts)
+                torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-5)
+    prompts.set_words(encoder, [])
+    assert (prompts.shared_tokens(context), prompts.tokens) == alone and len(prompts(context)) == 2
 
 
 @pytest.mark.parametrize("images", [7.0, 2.5, 0.4], ids=["one pass", "pieces", "within an image"])
