@@ -50,6 +50,8 @@ class SplitDataset(DatasetBase):
         split_file: name of the split JSON in ``dataset_dir``.
         split_sha256: of the published split file, or empty; only ``datasets.check`` looks at it.
         template: hand-written prompt with one ``{}`` for the class name (zero-shot CLIP, anchors).
+        vocabulary: words beyond the classes for regularisers that use some: a name or a file (see
+            :func:`proxyfda.vocabulary.read_vocabulary`); empty for the package's nouns.
         hint: how to get the data, appended to the error when something is missing.
         expected: :class:`~datasets.entry.Counts` of the complete data, or ``None``;
             ``python -m datasets.check`` compares with them, reading does not.
@@ -76,8 +78,9 @@ class SplitDataset(DatasetBase):
     Subclasses with other sources override :meth:`parts` or :meth:`build_split`.
 
     Attributes after construction: ``name``, ``template``, ``train_x``, ``val``, ``test`` (lists of
-    ``Datum``), ``classnames``, ``lab2cname``, ``num_classes`` and the absolute ``dataset_dir``,
-    ``image_dir``, ``split_path``, ``split_fewshot_dir``.
+    ``Datum``), ``classnames``, ``lab2cname``, ``num_classes``, ``all_classnames`` (also of the half
+    that was not asked for, so that words can be kept clear of them) and the absolute
+    ``dataset_dir``, ``image_dir``, ``split_path``, ``split_fewshot_dir``.
 
     Raises:
         FileNotFoundError: root, dataset folder, split file, image folder or images missing.
@@ -90,6 +93,7 @@ class SplitDataset(DatasetBase):
     split_file = ""
     split_sha256 = ""
     template = "a photo of a {}."
+    vocabulary = ""
     hint = "docs/DATASETS.md says how to get it, or check --root (DATASET.ROOT)"
     expected = None
     val_is_test = False
@@ -130,6 +134,8 @@ class SplitDataset(DatasetBase):
             if shots >= 1 and not self.test_only:
                 parts = self._choose(parts, shots, cfg.SEED, cache, fingerprint)
         check_template(self.template, f"{self.name}: template")
+        listed = {entry.label: entry.classname for part in PARTS for entry in parts[part]}
+        self.all_classnames = [listed[label] for label in sorted(listed)]
         if self.test_only:
             if shots != -1 or subsample != "all":
                 print(

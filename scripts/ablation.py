@@ -24,11 +24,11 @@ from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.experiments.protocols import base2new_jobs
 from proxyfda.experiments.sweep import run
-from proxyfda.integrations.spaces import SPACES
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.utils.errors import show_user_errors
 
 PROJECT = Project(ROOT, entry="train")
+SPACES = ("image", "text", "cross")
 BALANCED = {"M": 16, "N": 4}
 MINED = {**BALANCED, "MINING": True}
 # Name in the tables -> the regulariser, and the options that make it. The names are those of the

@@ -15,6 +15,7 @@ ORDER = [
     "utils",
     "benchmarks",
     "names",
+    "vocabulary",
     "sampling",
     "neighbours",
     "regularisers",

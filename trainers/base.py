@@ -105,6 +105,24 @@ class PromptLearner(nn.Module):
         """Number of leading tokens that the prompts of all classes have in common."""
         return self.class_prompts.shared_tokens(self.ctx)
 
+    def set_words(self, text_encoder: TextEncoder, words: list[str]) -> None:
+        """Prompt these names as well, behind the classes; none of them ends that.
+
+        Raises:
+            ValueError: each class has a context of its own, and so other names have none.
+        """
+        if words and self.ctx.dim() == 3:
+            raise BadValue(
+                "class-specific contexts (CSC True) say nothing about names beyond the classes, so "
+                "words have no prompts; set CSC False, or use TRAINER.PROXYFDA.SPACES without words"
+            )
+        self.class_prompts.set_words(text_encoder, words)
+
+    def of_classes(self, features: Tensor) -> Tensor:
+        """Of text features [..., n, d] of all that is prompted those of the classes."""
+        classes = self.class_prompts.classes
+        return features if features.shape[-2] == classes else features[..., :classes, :]
+
     def text_prompts(self) -> tuple[Tensor, Sequence[Tensor]]:
         """Embedded prompts [n, L, w] of the classes, and the prompts of deeper blocks."""
         return self.class_prompts(self.ctx), ()
@@ -145,7 +163,10 @@ class PromptedCLIP(nn.Module):
         """Features [n, d] of the class prompts, not normalised."""
         learner = self.prompt_learner
         prompts, deep = learner.text_prompts()
-        return self.text_encoder(prompts, learner.tokenized_prompts, deep, learner.shared_tokens)
+        features = self.text_encoder(
+            prompts, learner.tokenized_prompts, deep, learner.shared_tokens
+        )
+        return learner.of_classes(features)
 
     def text_features(self) -> Tensor:
         """``encode_text``; without gradients computed once per state of the prompt learner."""
@@ -241,9 +262,15 @@ class CLIPTrainer(TrainerX):
             self._frozen_text = self.encode_template(dataset_template(self.dm.dataset))
         return self._frozen_text
 
-    def encode_template(self, template: str) -> Tensor:
-        """Frozen features [n, d] of the class names in a template, not normalised."""
-        texts = [template.format(plain_name(name)) for name in self.dm.dataset.classnames]
+    def frozen_word_features(self, words: Sequence[str]) -> Tensor:
+        """The same [n, d] for names beyond the classes."""
+        return self.encode_template(dataset_template(self.dm.dataset), words)
+
+    def encode_template(self, template: str, names: Sequence[str] = ()) -> Tensor:
+        """Frozen features [n, d] of names, by default the classes', in a template; not
+        normalised."""
+        names = names or self.dm.dataset.classnames
+        texts = [template.format(plain_name(name)) for name in names]
         with torch.autocast(self.device.type, enabled=False):
             return self.model.text_encoder.encode(texts)
 
@@ -302,6 +329,11 @@ class PromptTrainer(CLIPTrainer):
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Further values for the log line, tensors of one element."""
         return {}
+
+    def set_words(self, names: list[str]) -> None:
+        """Encode these names too, with the same prompts and in the same calls of the text encoder,
+        for a regulariser that acts on them; the logits stay those of the classes."""
+        self.model.prompt_learner.set_words(self.model.text_encoder, names)
 
     # -- building and training ------------------------------------------------------------------
 

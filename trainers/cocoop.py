@@ -77,7 +77,7 @@ class ConditionalCLIP(PromptedCLIP):
                 texts.append(checkpoint(self._encode, *piece, use_reentrant=False))
             else:
                 texts.append(self._encode(*piece))
-        return torch.cat(texts).unflatten(0, (len(contexts), -1))
+        return self.prompt_learner.of_classes(torch.cat(texts).unflatten(0, (len(contexts), -1)))
 
     def _encode(self, contexts: Tensor, classes: slice, encoder=None) -> Tensor:
         """Contexts [b, n_ctx, w] to features [b * n, d] of the classes, image after image."""
@@ -90,18 +90,21 @@ class ConditionalCLIP(PromptedCLIP):
         """How a batch is cut: images in one piece, and the classes of each piece (more than one
         slice only if the classes of a single image are too many).
 
-        The memory is measured, once per precision: a formula would have to know what each version
-        of torch keeps for each kind of block.
+        The memory is measured, once per precision, and again where words have more tokens than were
+        measured: a formula would have to know what each version of torch keeps for each kind of
+        block.
 
         Raises:
             ValueError: a single prompt takes more than ``max_memory``.
         """
-        key = torch.is_autocast_enabled()
-        if key not in self._cuts:
-            parts = self._fitting(slice(0, len(self.prompt_learner.tokenized_prompts)))
+        count = len(self.prompt_learner.tokenized_prompts)
+        key = torch.is_autocast_enabled(), count
+        tokens = self.prompt_learner.class_prompts.tokens
+        if key not in self._cuts or self._cuts[key][0] < tokens:
+            parts = self._fitting(slice(0, count))
             images = self.max_memory * GIB // parts[0][1] if len(parts) == 1 else 1
-            self._cuts[key] = int(images), [classes for classes, _ in parts]
-        return self._cuts[key]
+            self._cuts[key] = tokens, (int(images), [classes for classes, _ in parts])
+        return self._cuts[key][1]
 
     def _fitting(self, classes: slice) -> list[tuple[slice, int]]:
         """The classes, halved until the activations of each part fit, with their bytes."""

@@ -12,6 +12,7 @@ embedding, and which of its functions tokenises.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import sys
 from contextlib import contextmanager
@@ -156,6 +157,7 @@ class FrozenCLIP:
         embeddings: embeddings that were called while the model was built.
         tokenize: texts to tokens [n, L].
         texts: hand-written prompt of each class, in label order.
+        words: hand-written prompts of names beyond the classes.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class FrozenCLIP:
         embeddings: Sequence[nn.Embedding],
         tokenize: Optional[Callable[[Sequence[str]], Tensor]],
         texts: Sequence[str],
+        words: Sequence[str] = (),
     ) -> None:
         self._problems: Dict[str, str] = {}
         self._image = self._find("image", image_encoder, _IMAGE)
@@ -172,7 +175,7 @@ class FrozenCLIP:
         self._image_encoder = image_encoder
         self._embedding: Any = None
         self._tokenize: Any = tokenize
-        self._texts = texts
+        self._texts, self._words = texts, words
         if self._text is None:
             return
         width = self._text.positional_embedding.shape[-1]
@@ -247,20 +250,27 @@ class FrozenCLIP:
         x = _run(vit.transformer.resblocks, vit.ln_pre(x))
         return vit.ln_post(x[:, 0]) @ vit.proj
 
-    @torch.no_grad()
     def text_features(self) -> Tensor:
         """Features [C, d] of the classes' hand-written prompts.
-
-        The token embedding is let go of afterwards: call once.
 
         Raises:
             BadValue: a text encoder that is not CLIP's, no token embedding, no tokeniser.
         """
+        return self._all_text_features[: len(self._texts)]
+
+    def word_features(self) -> Tensor:
+        """Features [n, d] of the words' hand-written prompts; raises as :meth:`text_features`."""
+        return self._all_text_features[len(self._texts) :]
+
+    @functools.cached_property
+    def _all_text_features(self) -> Tensor:
+        """Both, computed once; then the token embedding is let go of."""
         self._refuse("text")
-        tokens = self._tokenize(list(self._texts))
-        features = [self._encode(part) for part in tokens.split(_CHUNK)]
+        with torch.no_grad():
+            tokens = self._tokenize([*self._texts, *self._words])
+            features = torch.cat([self._encode(part) for part in tokens.split(_CHUNK)])
         self._embedding = None
-        return torch.cat(features)
+        return features
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """Tokens [n, L] to features [n, d]."""

@@ -17,7 +17,19 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Union
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
@@ -73,12 +85,15 @@ class Call:
         output: the features.
         tuned: whether they carried gradient when they came out.
         precision: gives the autocast context that the call ran in.
+        more: further inputs behind these, whose features the host does not see; the last rows of
+            ``output`` are theirs.
     """
 
     inputs: Any
     output: Tensor
     tuned: bool
     precision: Callable[[], ContextManager[Any]]
+    more: Optional[Tensor] = None
 
 
 _REENTRANT = (
@@ -191,6 +206,9 @@ class FeatureCapture(_Joint):
             captured features, with a :class:`Captured`; returns for each encoder name one
             gradient (or ``None``) per leaf.
         backward_pass: see :class:`_Joint`.
+        more_inputs: per encoder name, what gives further inputs [n, ...] for the inputs [B, ...] of
+            a call, or None. They go through the encoder in the same call, behind the host's own,
+            and their features do not reach the host. It may be asked again for the same call.
     """
 
     def __init__(
@@ -198,24 +216,61 @@ class FeatureCapture(_Joint):
         encoders: Dict[str, nn.Module],
         gradients: Callable[[Captured], Dict[str, List[Optional[Tensor]]]],
         backward_pass: int = 1,
+        more_inputs: Optional[Mapping[str, Callable[[Tensor], Optional[Tensor]]]] = None,
     ) -> None:
         super().__init__(backward_pass)
         self._gradients = gradients
         self._calls: Dict[str, List[Call]] = {}
         self._again: Counter[Any] = Counter()
+        self._added: Dict[str, Tuple[Tensor, Optional[Tensor]]] = {}
         for name, module in encoders.items():
             self._handles.append(register_forward_hook(module, self._hook(name)))
+            if more_inputs and name in more_inputs:
+                add = self._adder(name, more_inputs[name])
+                self._handles.append(_register_pre_hook(module, add))
 
     def _begin(self) -> None:
-        self._calls, self._again = {}, Counter()
+        self._calls, self._again, self._added = {}, Counter(), {}
 
     def _end(self) -> None:
         self._calls = {}
 
-    def _hook(self, name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(args: Any, kwargs: Any, output: Any) -> None:
+    def _adder(
+        self, name: str, more_inputs: Callable[[Tensor], Optional[Tensor]]
+    ) -> Callable[[Tuple[Any, ...], Dict[str, Any]], Any]:
+        """What puts further inputs behind those of a call."""
+
+        def add(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
             if not self._active:
-                return
+                return None
+            inputs = _first_input([*args, *kwargs.values()])
+            if not isinstance(inputs, Tensor):
+                raise Unusable(
+                    f"the {name} got no tensor by position (by keyword it is seen from torch 2.0 "
+                    "on), so there is nothing to mix; set TRAINER.PROXYFDA.MIXED 0"
+                )
+            more = more_inputs(inputs)
+            self._added[name] = inputs, more
+            if more is None:
+                return None
+            joined = torch.cat([inputs, more.to(inputs.dtype)])
+            return (
+                tuple(joined if value is inputs else value for value in args),
+                {key: joined if value is inputs else value for key, value in kwargs.items()},
+            )
+
+        return add
+
+    def _hook(self, name: str) -> Callable[[Any, Any, Any], Any]:
+        def hook(args: Any, kwargs: Any, output: Any) -> Any:
+            if not self._active:
+                return None
+            added, more = self._added.pop(name, (None, None))
+            note(args, kwargs, output, added, more)
+            # The host gets what it asked for.
+            return None if more is None or added is None else _first_rows(output, added, more)
+
+        def note(args: Any, kwargs: Any, output: Any, added: Any, more: Any) -> None:
             features = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(features, Tensor):
                 raise BadType(
@@ -230,9 +285,9 @@ class FeatureCapture(_Joint):
                 if self._again[name, backward] > sum(call.tuned for call in calls):
                     raise Unusable(_REENTRANT.format(name))
                 return
-            inputs = _first_input([*args, *kwargs.values()])
+            inputs = _first_input([*args, *kwargs.values()]) if added is None else added
             precision = _autocast(features.device.type)
-            calls.append(Call(inputs, features, features.requires_grad, precision))
+            calls.append(Call(inputs, features, features.requires_grad, precision, more))
             if features.requires_grad:
                 features.register_hook(self._join(id(features)))
 
@@ -268,8 +323,39 @@ def _first_input(arguments: List[Any]) -> Any:
     return next(iter([t for t in tensors if not t.requires_grad] + tensors + arguments), None)
 
 
-def register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], None]) -> Any:
-    """A forward hook that is given positional and keyword arguments and the output."""
+def _first_rows(output: Any, inputs: Tensor, more: Tensor) -> Any:
+    """What an encoder would have returned without the further inputs."""
+
+    def cut(value: Any) -> Any:
+        rows = len(inputs) + len(more)
+        whole = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+        return value[: len(inputs)] if whole else value
+
+    if isinstance(output, (tuple, list)):
+        return type(output)(map(cut, output))
+    return cut(output)
+
+
+def _register_pre_hook(
+    module: nn.Module, hook: Callable[[Tuple[Any, ...], Dict[str, Any]], Any]
+) -> Any:
+    """A hook that is given positional and keyword arguments and may replace them."""
+    try:
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: hook(args, kwargs), with_kwargs=True
+        )
+    except TypeError:  # before torch 2.0, where hooks see no keyword arguments
+
+        def positional(_: Any, args: Any) -> Any:
+            replaced = hook(args, {})
+            return None if replaced is None else replaced[0]
+
+        return module.register_forward_pre_hook(positional)
+
+
+def register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], Any]) -> Any:
+    """A forward hook that is given positional and keyword arguments and the output, which what it
+    returns replaces unless that is None."""
     try:
         return module.register_forward_hook(
             lambda _, args, kwargs, output: hook(args, kwargs, output), with_kwargs=True

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import os.path as osp
 import sys
-from typing import Any, Callable, Dict, List, Optional, Set
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from proxyfda.anchors.host_weights import (
 )
 from proxyfda.integrations.capture import FeatureCapture, WeightCapture
 from proxyfda.integrations.dassl_options import PluginOptions, extend_cfg
+from proxyfda.integrations.further import MixedImages, Words
 from proxyfda.integrations.spaces import RegularisedSpaces
 from proxyfda.names import NONE, PREFIXES, split_run_name
 from proxyfda.regularisers import L2SP, find
@@ -33,6 +35,7 @@ from proxyfda.sampling import ClassBalancedBatchSampler, class_similarity
 from proxyfda.utils.errors import BadModel, BadValue, NotFinite, Unusable
 from proxyfda.utils.files import write_atomically
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.vocabulary import names_without, read_vocabulary
 
 __all__ = [
     "RegularisedTrainer",
@@ -51,14 +54,15 @@ def describe_regulariser(cfg: Any) -> Optional[Dict[str, Any]]:
 
     Returns:
         ``name``, ``weight``, ``spaces`` (empty: chosen by the host), ``options`` of the
-        regulariser, and ``m``, ``n`` and ``mining`` of the batches.
+        regulariser, and ``m``, ``n`` and ``mining`` of the batches; where they are used, also
+        ``words`` and their ``vocabulary`` (empty: by the dataset), ``mixed`` and ``mixture``.
     """
     if "PROXYFDA" not in cfg.TRAINER:
         return None
     options = PluginOptions.from_cfg(cfg, split_run_name(cfg.TRAINER.NAME)[1])
     if not (options.has_term or options.has_batches):
         return None
-    return {
+    found = {
         "name": options.regulariser,
         "weight": options.weight,
         "spaces": list(options.spaces),
@@ -67,6 +71,11 @@ def describe_regulariser(cfg: Any) -> Optional[Dict[str, Any]]:
         "n": options.n,
         "mining": options.mining,
     }
+    if options.has_term and options.has_words:
+        found.update(words=options.words, vocabulary=options.vocabulary)
+    if options.has_term and options.mixed:
+        found.update(mixed=options.mixed, mixture=options.mixture)
+    return found
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -104,6 +113,13 @@ class RegularisedTrainer:
     d]`` (hand-written prompts, one row per class in label order) or
     ``frozen_image_features(images) -> [B, d]`` (given what its image encoder was given).
 
+    Spaces of words need a host with a method ``set_words(names)``: until the next call, each call
+    of its text encoder in training also encodes these names with the same prompts, behind the
+    classes, and the host goes on with the classes' features alone. It is called with an empty list
+    after each step. A host with ``frozen_text_features`` of its own gives ``frozen_word_features(
+    names) -> [n, d]`` as well. The dataset's ``all_classnames``, of which ``classnames`` may be a
+    part, are never among the words.
+
     Attributes:
         trained_regulariser: what the trainer's name says; empty where the config decides.
         regularised_modules: names of the image and the text encoder, dotted from the model down; a
@@ -122,6 +138,8 @@ class RegularisedTrainer:
     _capture: Any = None
     _logged: Set[str] = frozenset()  # type: ignore[assignment]
     _frozen_clip: Optional[FrozenCLIP] = None
+    _words: Optional[Words] = None
+    _mixed: Optional[MixedImages] = None
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -155,7 +173,13 @@ class RegularisedTrainer:
             self._regularise_weights(options)
         elif options.has_term or options.mining:
             encoders = self._regularised_encoders()
-            self._frozen_clip = self._find_frozen_clip(encoders, embeddings, options.template)
+            has_words = options.has_term and options.has_words
+            names = self._vocabulary(options) if has_words else []
+            self._frozen_clip = self._find_frozen_clip(
+                encoders, embeddings, options.template, names
+            )
+            if has_words:
+                self._find_words(options, names)
             if options.has_term:
                 self._regularise_features(options, encoders)
         if options.has_batches:
@@ -181,7 +205,7 @@ class RegularisedTrainer:
     def _regularise_features(self, options: PluginOptions, encoders: Dict[str, nn.Module]) -> None:
         settings = dict(options.settings)
         if settings.get("proxy_seed", 0) < 0:
-            settings["proxy_seed"] = max(self.cfg.SEED, 0)  # type: ignore[attr-defined]
+            settings["proxy_seed"] = self._seed
         self._spaces = RegularisedSpaces(
             options.regulariser,
             settings,
@@ -191,10 +215,61 @@ class RegularisedTrainer:
             self._frozen_features("image"),
             options.generator_lr,
             self.device,  # type: ignore[attr-defined]
+            None if self._words is None else self._words.anchors,
         )
+        if options.mixed:
+            self._mixed = MixedImages(options.mixed, options.mixture, self._seed)
         self._capture = FeatureCapture(
-            encoders, self._spaces.gradients, self.regularised_backward_pass
+            encoders,
+            self._spaces.gradients,
+            self.regularised_backward_pass,
+            {"image_encoder": self._mixed} if self._mixed is not None else None,
         )
+
+    @property
+    def _seed(self) -> int:
+        """The run's seed, of everything that is drawn here."""
+        return max(self.cfg.SEED, 0)  # type: ignore[attr-defined]
+
+    def _vocabulary(self, options: PluginOptions) -> List[str]:
+        """Names beyond the dataset's classes, base and new.
+
+        Raises:
+            BadModel: the host cannot encode names beyond its classes.
+            BadValue: the dataset does not say what all of its classes are; or too few names.
+        """
+        if not hasattr(self, "set_words"):
+            raise BadModel(
+                f"TRAINER.PROXYFDA.SPACES is {options.spaces!r}, but {type(self).__name__} cannot "
+                "encode names beyond its classes; give the trainer a method set_words(names) (see "
+                "docs/drop-in.md), or use image, text or cross"
+            )
+        if hasattr(self, "frozen_text_features") and not hasattr(self, "frozen_word_features"):
+            raise BadModel(
+                f"{type(self).__name__} makes its own frozen_text_features, which has no rows for "
+                "words; give it a method frozen_word_features(names) as well"
+            )
+        dataset, part = self.dm.dataset, self.cfg.DATASET  # type: ignore[attr-defined]
+        classes = getattr(dataset, "all_classnames", None)
+        if classes is None and getattr(part, "SUBSAMPLE_CLASSES", "all") != "all":
+            raise BadValue(
+                f"DATASET.SUBSAMPLE_CLASSES is {part.SUBSAMPLE_CLASSES}, and the dataset "
+                f"{type(dataset).__name__} does not say what its other classes are, which must not "
+                "be among the words; give it an attribute all_classnames"
+            )
+        source = options.vocabulary or getattr(dataset, "vocabulary", "") or "nouns"
+        names = names_without(read_vocabulary(source), classes or dataset.classnames)
+        print(
+            f"Proxy-FDA words: {options.words} a step of the {len(names)} names in {source} that "
+            "are no class of the dataset"
+        )
+        return names
+
+    def _find_words(self, options: PluginOptions, names: List[str]) -> None:
+        own = getattr(self, "frozen_word_features", None)
+        clip: Any = self._frozen_clip
+        frozen = own or (lambda words: clip.word_features())
+        self._words = Words(names, options.words, self._seed, frozen)
 
     def _trained_model(self) -> nn.Module:
         model = getattr(self, "model", None)
@@ -227,9 +302,13 @@ class RegularisedTrainer:
         return encoders
 
     def _find_frozen_clip(
-        self, encoders: Dict[str, nn.Module], embeddings: List[nn.Embedding], template: str
+        self,
+        encoders: Dict[str, nn.Module],
+        embeddings: List[nn.Embedding],
+        template: str,
+        words: Sequence[str],
     ) -> Optional[FrozenCLIP]:
-        """The source of the anchors that the host does not offer itself.
+        """The source of the anchors that the host does not offer itself; of ``words`` as well.
 
         Raises:
             BadValue: a template where the host has anchors of its own.
@@ -252,6 +331,7 @@ class RegularisedTrainer:
             embeddings,
             find_tokenize(type(self)),
             texts,
+            [template.format(word) for word in words],
         )
         print(
             "Proxy-FDA: frozen features from the model's own weights without prompts, for texts "
@@ -275,7 +355,7 @@ class RegularisedTrainer:
             [item.label for item in loader.dataset.data_source],
             options.m,
             options.n,
-            seed=max(self.cfg.SEED, 0),  # type: ignore[attr-defined]
+            seed=self._seed,
             # A neighbourhood is to cross the border of its class: K > n.
             most_per_class=k - 1 if options.n < k else None,
         )
@@ -362,7 +442,7 @@ class RegularisedTrainer:
         """The host's step, with the term joined to its backward pass."""
         if self._capture is None:
             return super().forward_backward(batch)  # type: ignore[misc]
-        with self._capture.step(scale=self.regularised_loss_scale):
+        with self._further_nodes(), self._capture.step(scale=self.regularised_loss_scale):
             summary = super().forward_backward(batch)  # type: ignore[misc]
         if not self._capture.joined and self._spaces is None:
             raise Unusable(
@@ -377,6 +457,20 @@ class RegularisedTrainer:
                 "them"
             )
         return {**(summary or {}), **self._finish_step()}
+
+    @contextmanager
+    def _further_nodes(self) -> Iterator[None]:
+        """The words and mixed images of a step, the same whenever it is done again."""
+        if self._mixed is not None:
+            self._mixed.start(self.epoch, self.batch_idx)  # type: ignore[attr-defined]
+        if self._words is None:
+            yield
+            return
+        self.set_words(self._words.draw(self.epoch, self.batch_idx))  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            self.set_words([])  # type: ignore[attr-defined]
 
     def _finish_step(self) -> Dict[str, Any]:
         if self._spaces is not None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Dict, Tuple
 
+from proxyfda.integrations.further import MIXTURES
 from proxyfda.integrations.spaces import SPACES
 from proxyfda.names import NONE
 from proxyfda.regularisers import REGULARISERS, find, names
@@ -45,14 +46,20 @@ class PluginOptions:
         regulariser: what is trained, by name; ``none``: no term. Empty: what the trainer's name
             says, ``fda`` for ``FDA<Host>``, ``proxy_fda`` for ``ProxyFDA<Host>``, nothing for the
             host's own.
-        spaces: any of ``"image"``, ``"text"``, ``"cross"``; their terms are summed. Empty: see
-            :class:`~proxyfda.integrations.spaces.RegularisedSpaces`.
+        spaces: names in :data:`proxyfda.integrations.spaces.SPACES`; their terms are summed. Empty:
+            see :class:`~proxyfda.integrations.spaces.RegularisedSpaces`.
         weight: λ of the total loss L = L_task + λ R. 0 is the same as ``enabled=False``.
         m, n: classes per batch and images per class; 0 keeps the host's own batches.
         mining: hard class mining, i.e. classes close in the frozen space share a batch.
         generator_lr: learning rate of the proxies' generator (Adam).
         template: hand-written prompt of the text anchors, with ``{}`` for the class name. Empty:
             the dataset's own (see :func:`proxyfda.anchors.host_weights.find_template`).
+        words: names beyond the classes in a step, where a space of words is used (ours, see
+            :mod:`proxyfda.integrations.further`).
+        vocabulary: where they come from: a name in ``proxyfda.vocabulary.VOCABULARIES`` or a file
+            with one name per line. Empty: the dataset's attribute ``vocabulary``, else ``nouns``.
+        mixed: mixtures of two images in a step, further images in every space of images (ours).
+        mixture: how two images are mixed: ``halves``, ``patches`` or ``blend``.
         settings: options of the regulariser in use.
     """
 
@@ -65,6 +72,10 @@ class PluginOptions:
     mining: bool = False
     generator_lr: float = 1e-3
     template: str = ""
+    words: int = 32
+    vocabulary: str = ""
+    mixed: int = 0
+    mixture: str = "halves"
     settings: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,6 +109,14 @@ class PluginOptions:
             raise _error(
                 "MINING", True, "mining chooses the classes of a batch: set M and N above 0"
             )
+        if self.mixed < 0:
+            raise _error("MIXED", self.mixed, "use 0 (none) or a number of images")
+        if self.mixture not in MIXTURES:
+            raise _error(
+                "MIXTURE",
+                self.mixture,
+                f"use one of {', '.join(MIXTURES)}{did_you_mean(self.mixture, MIXTURES)}",
+            )
         if self.template:
             check_template(self.template, f"{NODE}.TEMPLATE")
         if self.has_term:
@@ -109,13 +128,26 @@ class PluginOptions:
             raise _error(
                 "SPACES", self.spaces, f"{self.regulariser} acts on weights: leave SPACES empty"
             )
-        if regulariser.kind == "features" and "cross" in self.spaces:
+        if regulariser.kind == "weights" and self.mixed:
+            raise _error("MIXED", self.mixed, f"{self.regulariser} acts on weights: leave it 0")
+        alone = [space for space, nodes in SPACES.items() if nodes.columns is None]
+        if regulariser.kind == "features" and not set(self.spaces) <= set(alone):
             raise _error(
                 "SPACES",
                 self.spaces,
-                f"{self.regulariser} compares each feature with its own frozen one: use image or "
-                "text",
+                f"{self.regulariser} compares each feature with its own frozen one: use any of "
+                f"{', '.join(alone)}",
             )
+        for space in self.spaces if self.has_words else ():
+            least = 1
+            if regulariser.kind == "relations":
+                least = {"words": 4, "image_words": 2}.get(space, 1)
+            if self.words < least:
+                raise _error(
+                    "WORDS",
+                    self.words,
+                    f"{self.regulariser} in the space {space} needs at least {least}",
+                )
         try:
             regulariser.make_options(**self.settings)
         except (BadValue, BadType) as error:
@@ -127,6 +159,11 @@ class PluginOptions:
     def has_term(self) -> bool:
         """Whether a regulariser acts."""
         return self.enabled and self.weight > 0 and self.regulariser not in ("", NONE)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether a space asks for names beyond the classes."""
+        return any(SPACES[space].uses("words", "texts") for space in self.spaces)
 
     @property
     def has_batches(self) -> bool:

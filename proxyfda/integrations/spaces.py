@@ -1,19 +1,25 @@
-"""Which features of a CLIP-like model a regulariser acts on: spaces ``image``, ``text``, ``cross``.
+"""Which features of a CLIP-like model a regulariser acts on: its spaces.
 
-A trainer of the prompt-tuning family encodes images and class texts. Of the features of one step
+A trainer of the prompt-tuning family encodes images and class texts; texts of words that are no
+class, and mixtures of the images, can be added (:mod:`proxyfda.integrations.further`). Of the
+features of one step
 
 * ``image`` relates (or pulls) image features,
-* ``text`` class text features,
-* ``cross`` relates image features to class text features.
+* ``text`` class text features, ``words`` those of words, ``text_words`` both as nodes of one graph,
+* ``cross`` relates image features to class text features, ``image_words`` to those of words,
+  ``cross_words`` to both.
+
+Mixed images are images in all of these. In a host whose texts differ from image to image (CoCoOp)
+every image has texts of its own of all words.
 
 Where an encoder is frozen a term on its features alone has no gradient. The paper does not say how
-FDA acts on CoOp and CoCoOp, whose image encoder is frozen: text and cross are *ours*.
+FDA acts on CoOp and CoCoOp, whose image encoder is frozen: all but ``image`` is *ours*.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +30,52 @@ from proxyfda.regularisers import Regulariser, create, find
 from proxyfda.regularisers.relations import RelationalRegulariser
 from proxyfda.utils.errors import BadValue, Unusable
 
-__all__ = ["SPACES", "RegularisedSpaces"]
+__all__ = ["SPACES", "RegularisedSpaces", "Space"]
 
-SPACES = ("image", "text", "cross")
+
+class Space(NamedTuple):
+    """What a space relates: the features in its rows, and those in its columns (None: the rows)."""
+
+    rows: str
+    columns: Optional[str] = None
+
+    def uses(self, *nodes: str) -> bool:
+        """Whether any of these are among the features."""
+        return self.rows in nodes or self.columns in nodes
+
+
+SPACES = {
+    "image": Space("images"),
+    "text": Space("classes"),
+    "cross": Space("images", "classes"),
+    "words": Space("words"),
+    "image_words": Space("images", "words"),
+    "text_words": Space("texts"),
+    "cross_words": Space("images", "texts"),
+}
+"""The spaces by name; ``texts`` are those of classes and words."""
 
 
 class _Step:
-    """What the spaces of one step share, each part made when it is first used."""
+    """What the spaces of one step share, each part made when it is first used.
+
+    Args:
+        captured: the features of the step.
+        class_anchors: () -> [C, d].
+        word_anchors: () -> [W, d] of the step's words; None: the host encodes the classes alone.
+        frozen_image: images [B, 3, H, W] -> [B, d].
+    """
 
     def __init__(
         self,
         captured: Captured,
-        text_anchors: Callable[[], Tensor],
+        class_anchors: Callable[[], Tensor],
+        word_anchors: Optional[Callable[[], Tensor]],
         frozen_image: Callable[[Any], Tensor],
     ) -> None:
         self._captured = captured
-        self._text_anchors, self._frozen_image = text_anchors, frozen_image
+        self._class_anchors, self._word_anchors = class_anchors, word_anchors
+        self._frozen_image = frozen_image
 
     @functools.cached_property
     def images(self) -> Tuple[Tensor, Tensor]:
@@ -48,7 +84,7 @@ class _Step:
         if not leaves:
             raise Unusable(
                 "the image encoder was not called in this step (are image features computed "
-                "beforehand?), so the spaces image and cross have nothing to act on; use "
+                "beforehand?), so spaces of images have nothing to act on; use "
                 "TRAINER.PROXYFDA.SPACES text"
             )
         features = _joined(leaves)
@@ -63,30 +99,51 @@ class _Step:
                 )
             if id(call.inputs) not in found:
                 with torch.no_grad(), call.precision():
-                    found[id(call.inputs)] = self._frozen_image(call.inputs).detach().float()
+                    # The host's own images apart: it may have their frozen features already.
+                    parts = [call.inputs] if call.more is None else [call.inputs, call.more]
+                    rows = [self._frozen_image(part).detach().float() for part in parts]
+                found[id(call.inputs)] = _joined(rows)
         return features, _joined(
             [found[id(call.inputs)] for call in self._captured.calls["image_encoder"]]
         )
 
     @functools.cached_property
-    def texts(self) -> Tensor:
-        """Class text features: one set for all images [C, d], or one per image [B, C, d]."""
+    def texts(self) -> Tuple[Tensor, Tensor]:
+        """Text features of the classes and, behind them, the words, one set for all images
+        [T, d] or one per image [B, T, d], and their anchors [T, d]."""
         leaves = self._captured.leaves.get("text_encoder")
         if not leaves:
             raise Unusable(
                 "the text encoder was not called in this step (does the trainer keep the class "
-                "texts from an earlier one?), so the spaces text and cross have nothing to act on; "
+                "texts from an earlier one?), so spaces of texts have nothing to act on; "
                 "use TRAINER.PROXYFDA.SPACES image"
             )
-        classes = self._text_anchors().shape[0]
+        anchors = self._class_anchors()
+        names = f"the {len(anchors)} classes"
+        if self._word_anchors is not None:
+            words = self._word_anchors().to(anchors)
+            names += f" and {len(words)} words"
+            anchors = torch.cat([anchors, words])
         rows = _joined([leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves])
-        if rows.shape[0] % classes:
+        if rows.shape[0] % len(anchors):
             raise BadValue(
                 f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
-                f"of the {classes} classes; spaces text and cross need one feature per class, so "
-                "use TRAINER.PROXYFDA.SPACES image"
+                f"of {names}; spaces of texts need one feature for each, so use "
+                "TRAINER.PROXYFDA.SPACES image"
             )
-        return rows if rows.shape[0] == classes else rows.view(-1, classes, rows.shape[-1])
+        one = rows.shape[0] == len(anchors)
+        return rows if one else rows.view(-1, len(anchors), rows.shape[-1]), anchors
+
+    def nodes(self, name: str) -> Tuple[Tensor, Tensor]:
+        """``images``, ``classes``, ``words`` or ``texts``: features and anchors."""
+        if name == "images":
+            return self.images
+        features, anchors = self.texts
+        if name == "texts" or self._word_anchors is None:
+            return features, anchors
+        classes = len(self._class_anchors())
+        some = slice(classes) if name == "classes" else slice(classes, None)
+        return features[..., some, :], anchors[some]
 
 
 class RegularisedSpaces(nn.Module):
@@ -97,13 +154,15 @@ class RegularisedSpaces(nn.Module):
     Args:
         name: of the regulariser, see :func:`proxyfda.regularisers.names`.
         settings: its options.
-        spaces: any of ``SPACES``, whose terms are summed. Empty: ``image`` where the image encoder
-            is tuned; otherwise ``text``, and for relations ``cross`` as well.
+        spaces: names in ``SPACES``, whose terms are summed. Empty: ``image`` where the image
+            encoder is tuned; otherwise ``text``, and for relations ``cross`` as well.
         weight: λ.
         frozen_text: () -> [C, d], features of the classes' hand-written prompts in label order.
         frozen_image: images [B, 3, H, W] -> [B, d].
         learning_rate: of the regularisers' own parameters (the proxies' generators), by Adam.
         device: where these live.
+        words: () -> [W, d], features of the hand-written prompts of the words that the host encodes
+            behind the classes in this step; needed by the spaces of words.
 
     Attributes:
         regularisers: by space.
@@ -119,13 +178,14 @@ class RegularisedSpaces(nn.Module):
         frozen_image: Callable[[Any], Tensor],
         learning_rate: float = 1e-3,
         device: Optional[torch.device] = None,
+        words: Optional[Callable[[], Tensor]] = None,
     ) -> None:
         super().__init__()
         self.name, self.kind = name, find(name).kind
         self.regularisers = nn.ModuleDict()
         self._settings, self._spaces, self._weight = dict(settings), tuple(spaces), weight
         self._frozen_text, self._frozen_image = frozen_text, frozen_image
-        self._learning_rate, self._device = learning_rate, device
+        self._learning_rate, self._device, self._words = learning_rate, device, words
         self._optimisers: Dict[str, torch.optim.Optimizer] = {}
         self._restored: Dict[str, Any] = {}
         self._text_anchors: Optional[Tensor] = None
@@ -150,19 +210,31 @@ class RegularisedSpaces(nn.Module):
             BadValue: for a choice without any path to the prompts.
         """
         image, text = (captured.tuned(name) for name in ("image_encoder", "text_encoder"))
-        if not self._spaces:
-            if image:
-                return ("image",)
-            return ("text", "cross") if self.kind == "relations" else ("text",)
-        paths = {"image": image, "text": text, "cross": image or text}
-        if not any(paths[space] for space in self._spaces):
+        chosen = self._spaces
+        if not chosen and image:
+            chosen = ("image",)
+        elif not chosen:
+            chosen = ("text", "cross") if self.kind == "relations" else ("text",)
+        found = tuple(
+            space
+            for space in chosen
+            if (image and SPACES[space].uses("images"))
+            or (text and SPACES[space].uses("classes", "words", "texts"))
+        )
+        if not found:
             frozen = "image" if not image else "text"
             raise BadValue(
-                f"TRAINER.PROXYFDA.SPACES is {self._spaces!r}, but the {frozen} encoder is frozen "
+                f"TRAINER.PROXYFDA.SPACES is {chosen!r}, but the {frozen} encoder is frozen "
                 "and no gradient reaches the prompts; use cross or "
                 + ("text" if frozen == "image" else "image")
             )
-        return tuple(space for space in self._spaces if paths[space])
+        mixed = any(call.more is not None for call in captured.calls.get("image_encoder", ()))
+        if mixed and not any(SPACES[space].uses("images") for space in found):
+            raise BadValue(
+                f"TRAINER.PROXYFDA.MIXED adds images, but the spaces are {found!r}, which have "
+                "none; set MIXED 0 or name a space of images in SPACES"
+            )
+        return found
 
     def _regulariser(self, space: str, dim: int) -> Regulariser:
         if space not in self.regularisers:
@@ -176,35 +248,34 @@ class RegularisedSpaces(nn.Module):
         return regulariser
 
     def _terms_of(self, space: str, step: _Step) -> Dict[str, Tensor]:
-        if space == "image":
-            features, anchors = step.images
-            return self._regulariser(space, features.shape[-1]).terms(features, anchors)
-        texts, anchors = step.texts, self.text_anchors()
-        several = texts.dim() == 3
-        regulariser = self._regulariser(space, texts.shape[-1])
-        if space == "text":
+        rows, columns = SPACES[space]
+        features, anchors = step.nodes(rows)
+        regulariser = self._regulariser(space, features.shape[-1])
+        if columns is None:
             if not isinstance(regulariser, RelationalRegulariser):
-                if several:
-                    texts, anchors = texts.flatten(0, 1), anchors.repeat(len(texts), 1)
-                return regulariser.terms(texts, anchors)
+                if features.dim() == 3:
+                    features, anchors = features.flatten(0, 1), anchors.repeat(len(features), 1)
+                return regulariser.terms(features, anchors)
+            if space != "text":
+                return regulariser.terms(features, anchors)
             if self._text_graph is None:
                 self._text_graph = regulariser.graph(anchors)
-            return regulariser.terms(texts, anchors, graph=self._text_graph)
-        features, image_anchors = step.images
-        if not several:
-            return regulariser.terms(features, image_anchors, columns=texts, column_anchors=anchors)
+            return regulariser.terms(features, anchors, graph=self._text_graph)
+        texts, text_anchors = step.nodes(columns)
+        if texts.dim() == 2:
+            return regulariser.terms(features, anchors, columns=texts, column_anchors=text_anchors)
         if len(texts) != len(features):
             raise BadValue(
                 f"{len(features)} images met {len(texts)} sets of class texts in one step; the "
-                "space cross needs one set for all images or one per image, so use "
-                "TRAINER.PROXYFDA.SPACES text"
+                f"space {space} needs one set for all images or one per image (mixed images have "
+                "none of their own), so use TRAINER.PROXYFDA.SPACES text"
             )
         # Each image is a row of its own: its spread is that of its own similarities.
         return regulariser.terms(
             features.unsqueeze(1),
-            image_anchors.unsqueeze(1),
+            anchors.unsqueeze(1),
             columns=texts,
-            column_anchors=anchors,
+            column_anchors=text_anchors,
             scale="row",
         )
 
@@ -215,7 +286,7 @@ class RegularisedSpaces(nn.Module):
         step in :meth:`finish_step`.
         """
         terms: Dict[str, List[Tensor]] = {}
-        step = _Step(captured, self.text_anchors, self._frozen_image)
+        step = _Step(captured, self.text_anchors, self._words, self._frozen_image)
         for space in self.spaces(captured):
             for name, term in self._terms_of(space, step).items():
                 terms.setdefault(name, []).append(term)

@@ -45,6 +45,7 @@ def test_base_is_the_larger_half_and_labels_start_at_zero(tmp_path, Toy, classes
     for subsample, expected in (("base", everything[:base]), ("new", everything[base:])):
         data = Toy(make_cfg(tmp_path, subsample=subsample))
         assert data.classnames == expected
+        assert data.all_classnames == everything
         for items in (data.train_x, data.val, data.test):
             assert sorted(item.label for item in items) == list(range(len(expected)))
             assert all(item.classname == expected[item.label] for item in items)

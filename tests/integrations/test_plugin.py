@@ -419,7 +419,7 @@ def test_several_devices_are_refused():
         ({"M": 0, "N": 0, "MINING": True}, "MINING is True; .* set M and N"),
         ({"REGULARISER": "proxy_fda", "PROXY_RATIO": 0.0}, "PROXYFDA.PROXY_RATIO is 0.0"),
         ({"REGULARISER": "proxy_fda", "GENERATOR_LR": 0.0}, "PROXYFDA.GENERATOR_LR is 0.0"),
-        ({"REGULARISER": "pointwise", "SPACES": ("cross",)}, "use image or text"),
+        ({"REGULARISER": "pointwise", "SPACES": ("cross",)}, "use any of image, text, words"),
         ({"REGULARISER": "l2sp", "SPACES": ("text",)}, "l2sp acts on weights: leave SPACES empty"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -29,9 +29,12 @@ class ClassPrompts(nn.Module):
         position: of the class name, ``end`` (behind the context), ``middle`` (between its
             halves, the first being the smaller) or ``front`` (before it).
 
+    For a time it may hold further names behind the classes (:meth:`set_words`).
+
     Attributes: ``tokenized_prompts`` [n, context_length]; ``prefix`` [n, 1, w] (start of text)
     and ``suffix`` [n, L-1-n_ctx, w] (class name, end of text; up to the longest prompt's end),
-    both outside the state dict, as they follow from the class names.
+    both outside the state dict, as they follow from the class names; ``classes``, the number of
+    class names, n without further ones.
     """
 
     def __init__(
@@ -43,34 +46,70 @@ class ClassPrompts(nn.Module):
         position: str = "end",
     ):
         super().__init__()
-        words = words or " ".join(["X"] * n_ctx)
-        names = [plain_name(name) for name in classnames]
-        tokens = text_encoder.tokenize([f"{words} {name}." for name in names])
-        length = int(text_encoder.eot_positions(tokens).max()) + 1
-        embedding = text_encoder.embed(tokens[:, :length])
-        self.n_ctx = n_ctx
-        self.register_buffer("tokenized_prompts", tokens, persistent=False)
-        self.register_buffer("prefix", embedding[:, :1], persistent=False)
-        self.register_buffer("suffix", embedding[:, 1 + n_ctx :], persistent=False)
-        order = None
+        self.n_ctx, self.classes, self.position = n_ctx, len(classnames), position
+        self._context = words or " ".join(["X"] * n_ctx)
+        for name in self._OF_NAMES:
+            self.register_buffer(name, None, persistent=False)
         if position != "end":
-            used = int(text_encoder.eot_positions(text_encoder.tokenize([words]))) - 1
+            used = int(text_encoder.eot_positions(text_encoder.tokenize([self._context]))) - 1
             if used != n_ctx:
                 raise BadValue(
                     f"class token position {position!r} needs every context token to be "
                     f"learnable, but {words!r} has {used} tokens for {n_ctx} context vectors; use "
                     f"position 'end' or other words."
                 )
-            ends = text_encoder.eot_positions(text_encoder.tokenize(names))
-            before = {"middle": n_ctx // 2, "front": 0}[position]
-            order = torch.stack([self._order(length, n_ctx, int(e) - 1, before) for e in ends])
-        self.register_buffer("order", order, persistent=False)
+        self._of_classes: dict | None = None
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._set(text_encoder, *self._tokenize(text_encoder, classnames))
+
+    _OF_NAMES = ("tokenized_prompts", "prefix", "suffix", "order", "name_lengths")
+
+    def _tokenize(self, text_encoder: TextEncoder, names: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids [n, context_length] of the prompts, and the numbers of tokens [n] of the names."""
+        names = [plain_name(name) for name in names]
+        tokens = text_encoder.tokenize([f"{self._context} {name}." for name in names])
+        if self.position == "end":  # where the numbers do not matter
+            return tokens, tokens.new_zeros(len(names))
+        return tokens, text_encoder.eot_positions(text_encoder.tokenize(names)) - 1
+
+    def _set(self, text_encoder: TextEncoder, tokens: Tensor, name_lengths: Tensor) -> None:
+        n_ctx, ends = self.n_ctx, text_encoder.eot_positions(tokens)
+        length = int(ends.max()) + 1
+        embedding = text_encoder.embed(tokens[:, :length])
+        self.tokenized_prompts, self.name_lengths = tokens, name_lengths
+        self.prefix, self.suffix = embedding[:, :1], embedding[:, 1 + n_ctx :]
+        self.order = None
+        if self.position != "end":
+            before = {"middle": n_ctx // 2, "front": 0}[self.position]
+            rows = [self._order(length, n_ctx, count, before) for count in name_lengths.tolist()]
+            self.order = torch.stack(rows).to(tokens.device)
         # One context for all: its tokens agree, whatever ids hold their places.
         agreed = tokens.clone()
         agreed[:, 1 : 1 + n_ctx] = -1
-        if order is not None:
-            agreed = agreed[:, :length].gather(1, order.to(agreed.device))
-        self._shared = common_prefix(agreed, text_encoder.eot_positions(tokens))
+        if self.order is not None:
+            agreed = agreed[:, :length].gather(1, self.order)
+        self._shared = common_prefix(agreed, ends)
+        self.tokens = int(ends.sum()) + len(ends) - self._shared * (len(ends) - 1)
+
+    def set_words(self, text_encoder: TextEncoder, words: list[str]) -> None:
+        """Have these names behind the classes from now on; with none of them the classes alone."""
+        if self._of_classes is not None:
+            for name, value in self._of_classes.items():
+                setattr(self, name, value)
+            self._of_classes = None
+        if not words:
+            return
+        names = [word for word in dict.fromkeys(words) if word not in self._known]
+        if names:
+            self._known.update(zip(names, zip(*self._tokenize(text_encoder, names))))
+        rows = [self._known[word] for word in words]
+        kept = {name: getattr(self, name) for name in (*self._OF_NAMES, "_shared", "tokens")}
+        self._set(
+            text_encoder,
+            torch.cat([self.tokenized_prompts, torch.stack([tokens for tokens, _ in rows])]),
+            torch.cat([self.name_lengths, torch.stack([length for _, length in rows])]),
+        )
+        self._of_classes = kept
 
     def shared_tokens(self, context: Tensor) -> int:
         """How many leading tokens the prompts of all classes have in common, for a context as in
