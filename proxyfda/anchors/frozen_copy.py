@@ -63,10 +63,8 @@ class FrozenCopy(nn.Module):
         if first is None or self._places.get(first[0]) == (first[1].device, first[1].dtype):
             return
         places = _places(module)
-        own = dict(_weights(self.module))
-        for name, place in places.items():
-            if name in own and place != self._places.get(name):
-                own[name].data = own[name].data.to(*place)
+        goals = {id(w): places[name] for name, w in _weights(self.module) if name in places}
+        self.module._apply(lambda w: w.to(*goals[id(w)]) if id(w) in goals else w)
         self._places = places
 
 

@@ -52,7 +52,7 @@ _SAME = (
     "UnsqueezeBackward0",
     "ViewBackward0",
 )
-_ARITHMETIC = ("AddBackward0", "DivBackward0", "MulBackward0", "NegBackward0", "SubBackward0")
+_ARITHMETIC = ("AddBackward", "DivBackward", "MulBackward", "NegBackward", "SubBackward")
 _SUM = 2  # of a loss function's reduction
 
 
@@ -61,9 +61,11 @@ def _below(node: Any) -> List[Any]:
 
 
 def _hands_on(node: Any) -> bool:
-    """Whether a node gives the one number that it was given."""
+    """Whether a node gives the one number that it was given, or that and a constant."""
     if node.name() in _SAME:
         return True
+    if node.name() in ("AddBackward0", "SubBackward0"):
+        return node.next_functions[1][0] is None
     if node.name() not in ("MeanBackward0", "SumBackward0"):
         return False
     if hasattr(node, "_saved_self_sym_sizes"):
@@ -93,7 +95,7 @@ def _is_sum(node: Any) -> bool:
     waiting = [node]
     while waiting:
         node = waiting.pop()
-        if node.name() in _ARITHMETIC or _hands_on(node):
+        if node.name().startswith(_ARITHMETIC) or _hands_on(node):
             waiting += _below(node)
         elif node.name().startswith("SumBackward") or (
             getattr(node, "_saved_reduction", None) == _SUM
