@@ -116,7 +116,7 @@ class CachedFeatures:
                 raise BadValue("batches is empty; give a loader over the data set.")
             return {"features": torch.cat(found), "keys": torch.cat(keys)}
 
-        data = getattr(batches, "dataset", batches)
+        data: Any = getattr(batches, "dataset", batches)
         size = len(data) if hasattr(data, "__len__") else None
         key = fingerprint(frozen, [str(size), repr(output), str(features is not None)])
         kept = cached_tensors(path, key, compute)

@@ -101,7 +101,7 @@ def _copied(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 known[id(value)] = value.detach().clone()
     if any(
-        isinstance(weight, nn.parameter.UninitializedTensorMixin) for _, weight in _weights(module)
+        nn.parameter.is_lazy(weight) for _, weight in _weights(module)
     ):
         raise BadType(f"the {name} has weights without values yet; run it on a batch first.")
     try:

@@ -435,7 +435,7 @@ def _unseen() -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
-        modes = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)()
+        modes: List[Any] = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)()
         if any(type(mode).__module__ == checkpoint.__name__ for mode in modes):
             stack.enter_context(_python_dispatch._disable_current_modes())
         yield
