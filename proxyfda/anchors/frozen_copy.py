@@ -100,9 +100,7 @@ def _copied(module: nn.Module) -> nn.Module:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 known[id(value)] = value.detach().clone()
-    if any(
-        nn.parameter.is_lazy(weight) for _, weight in _weights(module)
-    ):
+    if any(nn.parameter.is_lazy(weight) for _, weight in _weights(module)):
         raise BadType(f"the {name} has weights without values yet; run it on a batch first.")
     try:
         return copy.deepcopy(module, known)

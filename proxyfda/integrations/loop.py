@@ -288,13 +288,14 @@ class Attached:
                 leaf.requires_grad_()
             made = [leaf if self._features is None else self._features(leaf) for leaf in leaves]
             terms = self._terms(_joined(made), _joined(anchors))
-            total = torch.stack(list(terms.values())).sum() * self.weight
+            first, *others = terms.values()
+            total = sum(others, first) * self.weight
             own = self._own if isinstance(self._regulariser, nn.Module) else _leaves(total, leaves)
             # A batch with nothing to align may have a zero without gradient in its place.
             wanted = [*leaves, *own]
             found: Sequence[Optional[Tensor]] = [None] * len(wanted)
             if total.requires_grad:
-                found = torch.autograd.grad(total, wanted, allow_unused=True)
+                found = loss_scale.unnoted_grad(total, wanted, allow_unused=True)
         self.terms = {name: term.detach() for name, term in terms.items()}
         for seen, gradient in zip(passes, found):
             seen.gradient, seen.anchors, seen.own = gradient, None, None
@@ -434,7 +435,10 @@ def _unseen() -> Iterator[None]:
     and wants the same ones when it computes again.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
+        # Asked first, as a call of Python's for each saved tensor is felt.
+        top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+        if top(False) is not None:
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
         modes: List[Any] = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)()
         if any(type(mode).__module__ == checkpoint.__name__ for mode in modes):
             stack.enter_context(_python_dispatch._disable_current_modes())

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from proxyfda.utils.errors import Unusable
 
-__all__ = ["LossScale", "current", "unwatch", "watch"]
+__all__ = ["LossScale", "current", "unnoted_grad", "unwatch", "watch"]
 
 Number = Union[float, Tensor]
 
@@ -217,6 +217,11 @@ def unwatch() -> None:
         if not _watchers and getattr(torch.autograd, name) is _wrappers[name]:
             setattr(torch.autograd, name, _originals.pop(name))
             del _wrappers[name]
+
+
+def unnoted_grad(*args: Any, **kwargs: Any) -> Any:
+    """``torch.autograd.grad`` of what is no loop's loss."""
+    return _originals.get("grad", torch.autograd.grad)(*args, **kwargs)
 
 
 def current() -> LossScale:

@@ -115,6 +115,7 @@ class Words(Dataset):
         return {"pixels": torch.full((4,), float(i)), "mask": torch.ones(2), "labels": i}
 
 
+@pytest.mark.skipif(torch.__version__.startswith("1."), reason="hooks see keywords from 2.0 on")
 def test_batches_that_are_mappings_and_features_that_are_chosen():
     module = Pixels()
     options = {"output": "tokens", "features": lambda x: x[:, 0]}

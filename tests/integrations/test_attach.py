@@ -513,10 +513,8 @@ def test_the_single_number_that_a_model_gives_as_its_loss_is_no_feature():
             return {"loss": super().forward(x).sum(), "embeds": super().forward(x)}
 
     module = WithLoss(2, 2)
-    with (
-        attach(module, FDA()),
-        pytest.raises(BadType, match="a single number.*output=, one of 'loss', 'embeds'"),
-    ):
+    refused = pytest.raises(BadType, match="a single number.*output=, one of 'loss', 'embeds'")
+    with attach(module, FDA()), refused:
         module(torch.ones(1, 2))
 
 
@@ -532,10 +530,8 @@ def test_tokens_where_samples_are_related_are_refused():
 
 def test_anchors_of_another_batch_are_refused():
     module = nn.Linear(2, 2)
-    with (
-        attach(module, FDA(), anchors=lambda x: x[:3]),
-        pytest.raises(BadValue, match="5 features and 3 anchors"),
-    ):
+    refused = pytest.raises(BadValue, match="5 features and 3 anchors")
+    with attach(module, FDA(), anchors=lambda x: x[:3]), refused:
         module(torch.ones(5, 2))
 
 
