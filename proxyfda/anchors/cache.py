@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Callable, Iterable, Mapping, Union
+from typing import Any, Callable, Dict, Iterable, Mapping, Union
 
 import torch
 from torch import Tensor, nn
 
 from proxyfda.utils.files import write_atomically
 
-__all__ = ["cached_tensor", "fingerprint"]
+__all__ = ["cached_tensor", "cached_tensors", "fingerprint"]
 
 
 def fingerprint(weights: Union[nn.Module, Mapping[str, Tensor]], words: Iterable[str]) -> str:
@@ -45,13 +45,24 @@ def cached_tensor(path: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
         key: what the tensor depends on, see :func:`fingerprint`.
         compute: gives the tensor.
     """
+    return _cached(path, key, compute, lambda kept: isinstance(kept, Tensor))
+
+
+def cached_tensors(
+    path: str, key: str, compute: Callable[[], Dict[str, Tensor]]
+) -> Dict[str, Tensor]:
+    """The same for several tensors by name."""
+    return _cached(path, key, compute, lambda kept: isinstance(kept, dict))
+
+
+def _cached(path: str, key: str, compute: Callable[[], Any], fits: Callable[[Any], bool]) -> Any:
     if path and os.path.isfile(path):
         try:
             kept: Any = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(kept, dict):
                 raise TypeError(f"it holds a {type(kept).__name__}")
             found: Any = kept["value"] if kept["key"] == key else None
-            if isinstance(found, Tensor):
+            if fits(found):
                 return found
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
             print(f"{path} cannot be read ({type(error).__name__}), so it is computed again")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from proxyfda.anchors import FrozenCopy
+from proxyfda.utils.errors import BadType
 
 
 def encoder():
@@ -74,3 +75,90 @@ def test_state_and_copies():
 def test_what_is_no_module_is_refused(wrong):
     with pytest.raises(TypeError, match="give a torch.nn.Module"):
         FrozenCopy(wrong)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.out(self.embed(x))
+
+
+def hooked():
+    module = nn.Linear(4, 3)
+    module.register_forward_hook(lambda module, inputs, output: output * 2)
+    return module
+
+
+MODULES = {
+    "weight-norm": lambda: torch.nn.utils.weight_norm(nn.Linear(4, 3)),
+    "spectral-norm": lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 3)),
+    "parametrised": lambda: torch.nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)),
+    "tied": Tied,
+    "hook-that-changes-features": hooked,
+    "data-parallel": lambda: nn.DataParallel(nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODULES)
+def test_weights_that_are_computed_shared_or_wrapped_are_copied(name):
+    torch.manual_seed(0)
+    module, x = MODULES[name](), torch.randn(5, 4)
+    module(x)  # hooks have left tensors with gradient
+    frozen = FrozenCopy(module)
+    want = module.eval()(x).detach()
+    torch.testing.assert_close(frozen(x), want)
+    assert not isinstance(frozen.module, nn.DataParallel)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5).add_(0.1)
+    torch.testing.assert_close(frozen(x), want)
+    assert not torch.allclose(module(x), want)
+    if name == "tied":
+        assert frozen.module.embed.weight is frozen.module.out.weight
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="torch has it from 2.0 on")
+def test_of_a_compiled_module_the_module_itself_is_copied():
+    frozen = FrozenCopy(torch.compile(encoder(), backend="eager"))
+    assert type(frozen.module) is nn.Sequential
+
+
+def test_the_copy_follows_every_weight_of_the_module():
+    module = Tied()
+    frozen = FrozenCopy(module)
+    frozen.follow(module.double())
+    assert frozen(torch.ones(1, 4).double()).dtype == torch.float64
+    frozen.follow(module.to("meta"))
+    assert {weight.device.type for weight in frozen.parameters()} == {"meta"}
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+
+
+def sharded():
+    module = encoder()
+    module[0].__class__ = type("FullyShardedDataParallel", (nn.Linear,), {})
+    return module
+
+
+class Stubborn(nn.Linear):
+    def __deepcopy__(self, known):
+        raise RuntimeError("not with me.\nMore of it.")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (sharded, "Sequential is sharded by FSDP.*copy it before.*anchors=frozen"),
+        (lambda: Stubborn(1, 1), "Stubborn cannot be copied .RuntimeError: not with me.; give as"),
+        (lambda: nn.LazyLinear(3), "LazyLinear has weights without values yet; run it on a batch"),
+    ],
+    ids=["sharded", "refuses", "lazy"],
+)
+def test_what_cannot_be_copied_is_told(make, words):
+    with pytest.raises(BadType, match=words):
+        FrozenCopy(make())
