@@ -68,11 +68,14 @@ class FewShotCache:
     a ``fingerprint`` have it.
 
     Where there is no such file, upstream's ``shot_{K}-seed_{SEED}.pkl`` is taken if it fits.
+
+    With ``held_out`` training images serve as validation images, so that other lists are drawn
+    from; these choices have files of their own, ``shot_{K}-seed_{SEED}-held_out.json``.
     """
 
-    def __init__(self, folder, shots, seed):
+    def __init__(self, folder, shots, seed, held_out=False):
         self.shots, self.seed = shots, seed
-        stem = os.path.join(folder, f"shot_{shots}-seed_{seed}")
+        stem = os.path.join(folder, f"shot_{shots}-seed_{seed}" + "-held_out" * held_out)
         self.path, self.upstream_path = f"{stem}.json", f"{stem}.pkl"
 
     def load_unchanged(self, fingerprint):

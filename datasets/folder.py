@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 import yaml
 
+from datasets.classes import in_hash_order
 from datasets.entry import PARTS, Entry
 from datasets.make_split import is_image
 from datasets.split import SplitDataset
@@ -213,12 +213,7 @@ class ImageFolder(SplitDataset):
             )
 
     def _shuffled(self, images):
-        def key(path):
-            return hashlib.sha256(
-                self._below_root(path).encode("utf-8", "surrogateescape")
-            ).digest()
-
-        return sorted(images, key=key)
+        return in_hash_order(images, self._below_root)
 
     def _below_root(self, path):
         return os.path.relpath(path, self.image_dir).replace(os.sep, "/")

@@ -19,9 +19,9 @@ whereas upstream's shots go on in the stream that made it, in that one run.
 from __future__ import annotations
 
 import json
-import math
 import os
 
+from datasets.classes import check_word, chosen_labels, halves_base, hold_out
 from datasets.entry import (
     PARTS,
     Entry,
@@ -38,8 +38,6 @@ from proxyfda.dassl import DatasetBase
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_json
 from proxyfda.utils.templates import check_template
-
-SUBSAMPLE_WORDS = ("all", "base", "new")
 
 
 class SplitDataset(DatasetBase):
@@ -61,8 +59,13 @@ class SplitDataset(DatasetBase):
         from_listing: :meth:`parts` lists folders, so that no image has to be looked for again.
 
     Reads ``DATASET.ROOT``, ``DATASET.NUM_SHOTS`` (-1: all images), ``DATASET.SUBSAMPLE_CLASSES``
-    (``all``, ``base``: first half of the labels rounded up, ``new``: the rest) and ``SEED``.
-    With ``SEED`` below 0 the shots come from the global ``random`` stream and are not cached.
+    (``all``, ``base``, ``new``, and parts of the base classes, see :mod:`datasets.classes`) and
+    ``SEED``. With ``SEED`` below 0 the shots come from the global ``random`` stream and are not
+    cached.
+
+    On parts of the base classes settings are chosen, which may not look at test images: the
+    validation images take their place, and where there are none (or they are the test images),
+    training images are held out for it (:func:`datasets.classes.hold_out`).
 
     Shots are kept in ``<dataset_dir>/split_fewshot/shot_{K}-seed_{SEED}.json``, see
     :class:`~datasets.fewshot.FewShotCache`. Where it cannot be written the run goes on without.
@@ -78,7 +81,8 @@ class SplitDataset(DatasetBase):
 
     Raises:
         FileNotFoundError: root, dataset folder, split file, image folder or images missing.
-        ValueError: malformed split file, invalid ``NUM_SHOTS`` or ``SUBSAMPLE_CLASSES``.
+        ValueError: malformed split file, invalid ``NUM_SHOTS`` or ``SUBSAMPLE_CLASSES``, or a part
+            of the base classes where there are too few, or nothing to choose settings on.
     """
 
     dataset_dir = ""
@@ -98,11 +102,18 @@ class SplitDataset(DatasetBase):
             raise BadValue(
                 f"DATASET.NUM_SHOTS is {shots}; give 1 or more images per class, or -1 for all"
             )
-        _check_subsample(subsample)
+        check_word(subsample)
+        choosing = halves_base(subsample)
+        if choosing and self.test_only:
+            raise BadValue(
+                f"{type(self).__name__} has only test images, on which no settings may be chosen; "
+                "choose them on the dataset that is trained on"
+            )
         self._locate_at(_data_root(cfg))
         cache = fingerprint = parts = None
         if shots >= 1 and cfg.SEED >= 0 and not self.test_only:
-            cache = FewShotCache(self.split_fewshot_dir, shots, cfg.SEED)
+            held_out = choosing and self.val_is_test
+            cache = FewShotCache(self.split_fewshot_dir, shots, cfg.SEED, held_out)
             fingerprint = self.fingerprint()
             parts = self._unchanged_choice(cache, fingerprint)
         found_as = {}
@@ -113,6 +124,9 @@ class SplitDataset(DatasetBase):
                 found_as = find_all_files(parts, self.image_dir, source, self.hint)
             if self.made:
                 self._keep_split(parts)
+            if choosing and (self.val_is_test or not parts["val"]):
+                parts = hold_out(parts, self.name)
+                cache = cache and FewShotCache(self.split_fewshot_dir, shots, cfg.SEED, True)
             if shots >= 1 and not self.test_only:
                 parts = self._choose(parts, shots, cfg.SEED, cache, fingerprint)
         check_template(self.template, f"{self.name}: template")
@@ -129,13 +143,20 @@ class SplitDataset(DatasetBase):
             *(make_data(parts[part], self.image_dir, found_as) for part in PARTS),
             subsample=subsample,
         )
+        if choosing:
+            if not val:
+                raise BadValue(
+                    f"{self.name} has no validation image of the classes {subsample}; add some, or "
+                    "list none at all: then training images are held out"
+                )
+            test = val
         super().__init__(train_x=train, val=test if self.val_is_test else val, test=test)
 
     @classmethod
     def extend_cfg(cls, cfg):
         """Add the options of the readers to a config, with their defaults, where it lacks them."""
         if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
-            cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+            cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # see datasets/classes.py
 
     @classmethod
     def at(cls, root):
@@ -305,31 +326,24 @@ class SplitDataset(DatasetBase):
 
     @staticmethod
     def subsample_classes(*args, subsample="all"):
-        """Keep the base or the new half of the classes, relabelled from 0.
-
-        The sorted labels of the first list are cut in two, base being the first ceil(n / 2).
+        """Keep a part of the classes, relabelled from 0.
 
         Args:
             args: lists of ``Datum``, the first one decides about the classes.
-            subsample: ``all`` (lists returned as they are), ``base`` or ``new``.
+            subsample: ``all`` (lists returned as they are), ``base`` (the first ceil(n / 2) of the
+                sorted labels), ``new`` (the rest), or a part of the base classes, see
+                :mod:`datasets.classes`.
 
         Returns:
             As many lists as were given.
 
         Raises:
-            ValueError: another word, or no class is left.
+            ValueError: another word, or too few classes.
         """
-        _check_subsample(subsample)
+        check_word(subsample)
         if subsample == "all":
             return args
-        labels = sorted({item.label for item in args[0]})
-        half = math.ceil(len(labels) / 2)
-        kept = labels[:half] if subsample == "base" else labels[half:]
-        if not kept:
-            raise BadValue(
-                f"DATASET.SUBSAMPLE_CLASSES {subsample} leaves no class of the {len(labels)} there "
-                "are; use all, or a dataset with more classes"
-            )
+        kept = chosen_labels(sorted({item.label for item in args[0]}), subsample)
         print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
         renumbered = {old: new for new, old in enumerate(kept)}
         return [
@@ -340,11 +354,6 @@ class SplitDataset(DatasetBase):
             ]
             for items in args
         ]
-
-
-def _check_subsample(word):
-    if word not in SUBSAMPLE_WORDS:
-        raise BadValue(f"DATASET.SUBSAMPLE_CLASSES is {word!r}; use all, base or new")
 
 
 def _data_root(cfg):

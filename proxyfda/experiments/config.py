@@ -123,8 +123,8 @@ def merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
         cfg.TRAINER.PROXYFDA.REGULARISER = args.regulariser
 
 
-def check_regulariser(name: str) -> None:
-    """Refuse what is no regulariser.
+def check_regulariser(name: str, flag: str = "--regulariser") -> None:
+    """Refuse what is no regulariser; ``flag`` is where it was given.
 
     Raises:
         BadValue: naming the nearest one.
@@ -134,7 +134,7 @@ def check_regulariser(name: str) -> None:
     known = [NONE, *(known for known in names() if known != NONE)]
     if name not in known:
         raise BadValue(
-            f"--regulariser is {name!r}{did_you_mean(name, known)}; use one of {', '.join(known)}"
+            f"{flag} is {name!r}{did_you_mean(name, known)}; use one of {', '.join(known)}"
         )
 
 

@@ -7,6 +7,8 @@ through this module. ``<name>`` is the run's name (see :mod:`proxyfda.names`), a
 * base to new: ``base2new/{train_base,test_new}/<dataset>/shots_<K>/<name>/<config>/seed<S>``
   (others have base results in ``test_base``; we train in ``train`` where both halves are evaluated
   on the validation split)
+* choosing settings: ``select/<dataset>/shots_<K>/<name>/<config>/split<I>/{train,seen,unseen}/
+  seed<S>``, and the choice of a run in ``select/<dataset>/shots_<K>/<name>``
 * few-shot, and the training of a transfer: ``<dataset>/<name>/<config>_<K>shots/seed<S>``
 * tests of a transfer, that is cross-dataset and domain generalisation:
   ``evaluation/<name>/<config>_<K>shots/<dataset>/seed<S>``
@@ -28,10 +30,12 @@ LOG = "log.txt"
 ERROR = "error.txt"
 TENSORBOARD = "tensorboard"
 
-PROTOCOLS = ("base2new", "fewshot", "transfer", "zeroshot")
+PROTOCOLS = ("base2new", "select", "fewshot", "transfer", "zeroshot")
 """What a run is part of; the training of a transfer is a few-shot run."""
 
 TRAIN, TRAIN_BASE, TEST_BASE, TEST_NEW = "train", "train_base", "test_base", "test_new"
+SEEN, UNSEEN = "seen", "unseen"
+CHOICE = "choice.yaml"
 _CLASSES = {TRAIN: "base", TRAIN_BASE: "base", TEST_BASE: "base", TEST_NEW: "new"}
 
 # -- writing --------------------------------------------------------------------------------------
@@ -45,6 +49,19 @@ def config_name(config: str, overlays: Sequence[str] = ()) -> str:
 def base2new(part: str, dataset: str, shots: int, name: str, config: str, seed: int) -> str:
     """Folder of a base-to-new run below the output; ``part`` is ``train_base`` or the like."""
     return os.path.join("base2new", part, dataset, f"shots_{shots}", name, config, f"seed{seed}")
+
+
+def selection(dataset: str, shots: int, name: str) -> str:
+    """Folder of what was chosen for a run on a dataset, and of the runs that it was chosen by."""
+    return os.path.join("select", dataset, f"shots_{shots}", name)
+
+
+def select(
+    part: str, dataset: str, shots: int, name: str, config: str, split: int, seed: int
+) -> str:
+    """Folder of a run on a half of the base classes; ``part`` is ``train``, ``seen``, ``unseen``."""
+    folder = os.path.join(selection(dataset, shots, name), config, f"split{split}")
+    return os.path.join(folder, part, f"seed{seed}")
 
 
 def fewshot(dataset: str, shots: int, name: str, config: str, seed: int) -> str:
@@ -68,6 +85,8 @@ _SHOTS = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
 _PATTERNS = {
     "base2new": rf"(?P<part>{'|'.join(_CLASSES)})/(?P<dataset>[^/]+)"
     r"/shots_(?P<shots>-?\d+)/(?P<name>[^/]+)/(?P<config>[^/]+)/seed(?P<seed>-?\d+)",
+    "select": r"select/(?P<dataset>[^/]+)/shots_(?P<shots>-?\d+)/(?P<name>[^/]+)/(?P<config>[^/]+)"
+    rf"/split(?P<split>\d+)/(?P<part>{TRAIN}|{SEEN}|{UNSEEN})/seed(?P<seed>-?\d+)",
     "transfer": rf"evaluation/(?P<name>[^/]+)/{_SHOTS}/(?P<dataset>[^/]+)/seed(?P<seed>-?\d+)",
     "fewshot": rf"(?P<dataset>[^/]+)/(?P<name>[^/]+)/{_SHOTS}/seed(?P<seed>-?\d+)",
     "zeroshot": rf"(?P<name>{REFERENCE}\d*)/(?P<config>[^/]+)/(?P<dataset>[^/]+)"
@@ -81,10 +100,12 @@ class Place:
 
     Attributes:
         protocol: one of :data:`PROTOCOLS`.
-        part: folder of a base-to-new run, ``train_base`` or the like; otherwise empty.
+        part: folder of a base-to-new run, ``train_base`` or the like, or of one for choosing
+            settings, ``train``, ``seen`` or ``unseen``; otherwise empty.
         dataset, name, config: as the folders are called; config with the one that may follow it.
         shots: ``None`` where the layout has none (zero-shot).
         seed: ``None`` where there is no folder for it.
+        split: number of the halves of the base classes; ``None`` where all of them are used.
     """
 
     protocol: str
@@ -94,10 +115,13 @@ class Place:
     config: str
     shots: Optional[int]
     seed: Optional[int]
+    split: Optional[int] = None
 
     @property
     def classes(self) -> str:
-        """Classes that are evaluated: ``base``, ``new`` or ``all``."""
+        """Classes that are evaluated: ``base``, ``new`` or ``all``, or ``seen@1`` and the like."""
+        if self.split is not None:
+            return f"{UNSEEN if self.part == UNSEEN else SEEN}@{self.split}"
         return _CLASSES.get(self.part, "all")
 
 
@@ -116,6 +140,7 @@ def parse(folder: str) -> Optional[Place]:
                 config="/".join(filter(None, (found["config"], found.get("variant")))),
                 shots=_number(found.get("shots")),
                 seed=_number(found.get("seed")),
+                split=_number(found.get("split")),
             )
     return None
 

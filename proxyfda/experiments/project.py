@@ -25,7 +25,7 @@ class Project:
 
     Attributes:
         root: the repository's folder. ``configs`` in it has ``datasets``, ``trainers/<host>``,
-            ``regularisers`` and ``defaults.yaml``.
+            ``regularisers``, ``select`` and ``defaults.yaml``.
         entry: module with ``parser()`` and ``main(args)``, importable from the root.
     """
 
@@ -91,16 +91,33 @@ class Project:
         return path
 
     def overlay(self, name: str) -> str:
-        """Path of ``configs/regularisers/<name>.yaml``, which goes on top of a trainer's config.
+        """Path of ``configs/regularisers/<name>.yaml``, or of a YAML file given as it is, which goes
+        on top of a trainer's config.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is neither.
         """
+        if name.endswith((".yaml", ".yml")):
+            if not osp.isfile(name):
+                raise NotFound(f"the overlay {name} does not exist; scripts/select.sh writes such")
+            return osp.abspath(name)
         path = self._path("regularisers", f"{name}.yaml")
         if not osp.isfile(path):
             known = ", ".join(_yaml_files(osp.dirname(path))) or "none"
             raise NotFound(f"no overlay {name!r}; configs/regularisers has {known}")
         return path
+
+    def grid(self, regulariser: str) -> str:
+        """Path of the settings that are tried for a regulariser where none are named.
+
+        That is ``configs/select/<regulariser>.yaml``. One with proxies takes the file of the same
+        without them, and what has no file takes ``default.yaml``.
+        """
+        for name in (regulariser, regulariser[len("proxy_") :]):
+            path = self._path("select", f"{name}.yaml")
+            if osp.isfile(path) and (name == regulariser or regulariser.startswith("proxy_")):
+                return path
+        return self._path("select", "default.yaml")
 
     # -- datasets ---------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
     "config": _is(str),
     "shots": _is_whole,
     "seed": _is(int, _OPTIONAL),
-    "subsample": _is(str, _OPTIONAL),  # all, base or new classes
+    "subsample": _is(str, _OPTIONAL),  # all, base or new classes; seen@1, ...: of base
     "epoch": _is(int, _OPTIONAL),
     # with what
     "engine": _is(str),

@@ -29,7 +29,7 @@ from proxyfda.dassl import (
 from proxyfda.experiments import layout, record
 from proxyfda.experiments.config import flat, load_config, plain
 from proxyfda.experiments.lock import folder_lock
-from proxyfda.names import is_zero_shot, run_name
+from proxyfda.names import is_zero_shot, run_name, split_run_name
 from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
 from proxyfda.utils.files import write_text
 
@@ -44,6 +44,7 @@ _FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "MODEL.BACKBONE.GRAD_CHECKPOINTING",
 )
+_REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
 
 
 def main(args: argparse.Namespace) -> dict | None:
@@ -212,6 +213,10 @@ def check_output(args: argparse.Namespace, cfg: CfgNode) -> None:
     with open(path, encoding="utf-8") as file:
         theirs = dict(flat(yaml.safe_load(file) or {}))
     ours = dict(flat(_identity(args, cfg)))
+    for one in (ours, theirs):
+        # It is the same run whether the trainer's name says the regulariser, the config, or both.
+        named = split_run_name(str(one.get("TRAINER.NAME")))[1]
+        one[_REGULARISER] = one.get(_REGULARISER) or named
     free = set(_FREE_KEYS)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
