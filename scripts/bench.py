@@ -94,33 +94,45 @@ def prompt_nodes() -> list[str]:
     return [name for name, node in nodes.items() if isinstance(node, dict) and "CTX_INIT" in node]
 
 
-def build(name: str, args: argparse.Namespace, weights: str, size: int):
-    """A trainer on images in memory; the name may end in ``+<regulariser>``."""
-    trainer_name, regulariser = trainer_and_regulariser(name)
-    base = TRAINER_REGISTRY.get(trainer_name)
+def on_memory(cfg, classes: int, per_class: int = 0):
+    """The trainer of a config on images in memory, ready for its first step.
+
+    Args:
+        cfg: of the run; its dataset plays no part.
+        classes: number of classes, with ImageNet's names.
+        per_class: images of each; 0: as many as a batch needs.
+    """
+    batch, base = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
 
     class OnMemory(base):
         def build_data_loader(self):
-            names = class_names(args.classes)
+            names = class_names(classes)
             self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=names, template=None))
-            self.num_classes, self.lab2cname = args.classes, dict(enumerate(names))
-            images = _Images(args.classes, max(1, args.batch // args.classes), size)
-            self.train_loader_x = torch.utils.data.DataLoader(images, args.batch)
+            self.num_classes, self.lab2cname = classes, dict(enumerate(names))
+            images = _Images(classes, per_class or -(-batch // classes), cfg.INPUT.SIZE[0])
+            self.train_loader_x = torch.utils.data.DataLoader(images, batch)
             self.val_loader = self.test_loader = None
 
-    words = ["--trainer", trainer_name, "--regulariser", regulariser]
-    words += ["DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
-    words += ["MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", weights]
-    for node in prompt_nodes():
-        words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
-    words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
-    words += [word for pair in args.opts for word in pair]
-    cfg = load_config(train.parser().parse_args(words))
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = OnMemory(cfg)
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9
     trainer.set_model_mode("train")
     return trainer
+
+
+def build(name: str, args: argparse.Namespace, weights: str, size: int):
+    """A trainer on images in memory; the name may end in ``+<regulariser>``."""
+    trainer_name, regulariser = trainer_and_regulariser(name)
+    words = ["--trainer", trainer_name, "--regulariser", regulariser]
+    words += ["DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
+    words += ["MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", weights]
+    words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(args.batch)]
+    for node in prompt_nodes():
+        words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
+    words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
+    words += [word for pair in args.opts for word in pair]
+    cfg = load_config(train.parser().parse_args(words))
+    return on_memory(cfg, args.classes, max(1, args.batch // args.classes))
 
 
 # -- what is measured -----------------------------------------------------------------------------
