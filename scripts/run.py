@@ -33,6 +33,7 @@ WORDS = {
     "base2new": "TRAINER DATASETS SEEDS [SHOTS]",
     "base2new_all": "TRAINER [SHOTS]",
     "reproduce": "[TRAINER] [SHOTS]",
+    "select": "TRAINER DATASETS [SHOTS]",
     "fewshot": "TRAINER [DATASETS] [SHOTS]",
     "cross_dataset": "TRAINER [SHOTS]",
     "domain_generalization": "TRAINER [SHOTS]",
@@ -50,11 +51,23 @@ HELP = {
     "CFG": "config of the trainer (default: configs/defaults.yaml)",
     "REGULARISER": "what trainers train with whose names say nothing (none: the batches of "
     "TRAINER.PROXYFDA.M and N alone)",
-    "OVERLAY": "config of configs/regularisers on top of that of trainers with a regulariser",
+    "OVERLAY": "config of configs/regularisers, or a YAML file such as a choice of select, on top of "
+    "that of trainers with a regulariser",
     "LABEL": "name of the config's folder in the output, for runs with KEY VALUE options",
     "WORKERS": "jobs at a time on each device (default: 1)",
     "DEVICES": "GPUs joined by commas, or cpu (default: all GPUs, else cpu)",
     "LAUNCHER": "local, ray or slurm (default: local)",
+}
+# Of the protocol select alone.
+HELP_SELECT = {
+    "REGULARISERS": "to choose among, joined by commas (default: the trainer's own)",
+    "SETTINGS": "YAML file with a list of settings: label, regulariser, options",
+    "SPLITS": "splits of the base classes into a seen and an unseen half (default: 2)",
+}
+FLAGS_SELECT = {
+    "--no-final": "choose, and leave the run with the choice on all base classes out",
+    "--shared": "one choice for all datasets together, besides one for each",
+    "--evaluate-all": "base2new with all settings, and how well halves predicted it",
 }
 
 
@@ -71,6 +84,10 @@ def main(argv: list[str] | None = None) -> int:
         from reproducing import reproduce
 
         return reproduce(args, PROJECT, lambda: _prepared(args), main, _select_jobs)
+    if args.protocol == "select":
+        from selecting import select
+
+        return select(args, PROJECT, lambda: _prepared(args))
     jobs = _jobs(args)
     if not args.dry_run:
         _render_bundled(args)
@@ -106,6 +123,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     _add_reproduce(parser)
+    only = parser.add_argument_group("of the protocol select")
+    only.add_argument(
+        "--try",
+        dest="tries",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2,...",
+        help="values of an option, in place of those of configs/select; several are combined",
+    )
+    for name, text in HELP_SELECT.items():
+        only.add_argument(f"--{name.lower()}", default=os.environ.get(name, ""), help=text)
+    for flag, text in FLAGS_SELECT.items():
+        only.add_argument(flag, action="store_true", help=text)
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise BadValue(
@@ -123,6 +153,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if args.protocol != "fewshot" and len(args.shots) > 1:
         raise BadValue(f"SHOTS is {args.shots}; {args.protocol} takes one number")
     _take_reproduce(args)
+    _take_select(args, argv)
     args.launcher = args.launcher or "local"
     if args.launcher not in ("local", "ray", "slurm"):
         raise BadValue(f"--launcher is {args.launcher!r}; use local, ray or slurm")
@@ -185,6 +216,24 @@ def _take_reproduce(args: argparse.Namespace) -> None:
     for flag in ("estimate", "seconds_per_step", "no_select"):
         if getattr(args, flag):
             raise BadValue(f"--{flag.replace('_', '-')} is for reproduce; leave it out")
+
+
+def _take_select(args: argparse.Namespace, argv: list[str] | None) -> None:
+    """Flags of the protocol select, which no other one takes."""
+    if args.protocol != "select":
+        flags = ["--try", *(f"--{name.lower()}" for name in HELP_SELECT), *FLAGS_SELECT]
+        for word in sys.argv[1:] if argv is None else argv:
+            if word.partition("=")[0] in flags:
+                raise BadValue(f"{word.partition('=')[0]} is for select; leave it out")
+        return
+    args.regularisers = [name for name in re.split(r"[,\s]+", args.regularisers) if name]
+    (count,) = _numbers("--splits", args.splits or "2")[:1]
+    if count < 1:
+        raise BadValue(f"--splits is {count}; use at least 1")
+    args.splits = list(range(1, count + 1))
+    args.final = not args.no_final
+    if args.no_final and args.evaluate_all:
+        raise BadValue("--no-final and --evaluate-all contradict each other; leave one out")
 
 
 def _runs(words: str, regulariser: str) -> list[str]:

@@ -113,11 +113,10 @@ class Project:
         That is ``configs/select/<regulariser>.yaml``. One with proxies takes the file of the same
         without them, and what has no file takes ``default.yaml``.
         """
-        for name in (regulariser, regulariser[len("proxy_") :]):
-            path = self._path("select", f"{name}.yaml")
-            if osp.isfile(path) and (name == regulariser or regulariser.startswith("proxy_")):
-                return path
-        return self._path("select", "default.yaml")
+        proxies = "proxy_"
+        plain = regulariser[len(proxies) :] if regulariser.startswith(proxies) else "default"
+        paths = [self._path("select", f"{name}.yaml") for name in (regulariser, plain, "default")]
+        return next(filter(osp.isfile, paths), paths[-1])
 
     # -- datasets ---------------------------------------------------------------------------------
 

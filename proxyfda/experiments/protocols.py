@@ -8,9 +8,10 @@ such as ``CoOp``, ``ProxyFDACoOp`` and ``CoOp+rkd``.
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxyfda.experiments import layout
+from proxyfda.experiments.candidates import Candidate
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.names import (
@@ -21,7 +22,7 @@ from proxyfda.names import (
     trainer_and_regulariser,
 )
 
-__all__ = ["base2new_jobs", "fewshot_jobs", "transfer_jobs", "zeroshot_jobs"]
+__all__ = ["base2new_jobs", "fewshot_jobs", "select_jobs", "transfer_jobs", "zeroshot_jobs"]
 
 
 class _Setting:
@@ -36,6 +37,7 @@ class _Setting:
         overlay: config of ``configs/regularisers`` on top of it, for runs with a regulariser.
         label: name of the config's folder in the output, where ``opts`` make it differ.
         opts: trailing options of train.py.
+        variant: options of the run's own after these, which are part of the folder's name.
 
     Attributes:
         name: the run's name.
@@ -57,18 +59,21 @@ class _Setting:
         overlay: str = "",
         label: str = "",
         opts: Sequence[str] = (),
+        variant: Candidate | None = None,
     ):
         trainer, regulariser = trainer_and_regulariser(run)
         self.name, self.shots = run_name(trainer, regulariser), shots
         self.dataset = project.dataset_name(dataset)
-        self.label = label
+        self.label = "-".join(filter(None, [label, variant.variant if variant else ""]))
         self._project, self._data, self._output = project, data, output
         self._dataset_file = dataset
-        self._opts = list(opts)
+        self._opts = [*opts, *(variant.words if variant else ())]
         cfg = cfg or project.default_config(run, self.dataset, protocol, shots)
         if not (is_regularised(run) or regulariser == NONE):
             overlay = ""  # the plain trainer is what it is compared with
-        self.config = label or layout.config_name(cfg, [overlay] if overlay else [])
+        overlays = [osp.splitext(osp.basename(overlay))[0]] if overlay else []
+        self.config = label or layout.config_name(cfg, overlays)
+        self.config += f"-{variant.variant}" if variant and variant.variant else ""
         self._flags = ["--trainer", trainer]
         self._flags += ["--regulariser", regulariser] if regulariser else []
         self._config_files = [project.trainer_config(run, cfg)]
@@ -122,8 +127,8 @@ def base2new_jobs(
     Args:
         run: trainer, with ``+<regulariser>`` where its name does not say it.
         split: split to evaluate on; ``val`` for choosing settings.
-        where: ``project``, ``data``, ``output``, ``cfg``, ``overlay``, ``label`` and ``opts`` of
-            :class:`_Setting`.
+        where: ``project``, ``data``, ``output``, ``cfg``, ``overlay``, ``label``, ``opts`` and
+            ``variant`` of :class:`_Setting`.
     """
     setting = _Setting("base2new", run, dataset, shots, **where)
 
@@ -147,6 +152,53 @@ def base2new_jobs(
     base = job(layout.TRAIN_BASE)
     words = ("--eval-only", "--model-dir", base.folder)
     return [base, job(layout.TEST_NEW, *words, after=base.folder)]
+
+
+def select_jobs(
+    settings: Sequence[Candidate],
+    dataset: str,
+    split: int,
+    seed: int,
+    *,
+    shots: int = 16,
+    train: Callable[[list[Job]], list[Job]] = list,
+    **where,
+) -> list[Job]:
+    """Train every setting on the seen half of the base classes, and test it on either half.
+
+    Both are tested on all validation images; nothing of the new classes is looked at, and no test
+    image (:mod:`datasets.classes`).
+
+    Args:
+        settings: what to compare. All have to be given one ``cfg``, to differ in nothing else.
+        split: number of the halves, from 1.
+        train: turns the trainings, one per setting, into the jobs that make their folders, in the
+            same order; by default each by itself. A trainer that trains many settings at once comes
+            in here, with the same job for each of them.
+        where: as for :func:`base2new_jobs`, but for ``variant``.
+    """
+    trainings: list[Job] = []
+    tests: list[list[Job]] = []
+    for one in settings:
+        setting = _Setting("base2new", one.run, dataset, shots, variant=one, **where)
+
+        def job(part: str, *words: str, setting=setting, **more) -> Job:
+            name, config = setting.name, setting.config
+            folder = layout.select(part, setting.dataset, shots, name, config, split, seed)
+            half = layout.UNSEEN if part == layout.UNSEEN else layout.SEEN
+            more.update(classes=f"{half}@{split}", split="val")
+            return setting.job("select", folder, seed, f"split {split} {part}", *words, **more)
+
+        trainings.append(job(layout.TRAIN))
+        words = ("--eval-only", "--model-dir", trainings[-1].folder)
+        # As in base2new_jobs: few-shot sampling would leave too few validation images.
+        tests.append([job(part, *words, shots=-1) for part in (layout.SEEN, layout.UNSEEN)])
+    trained_by = train(trainings)
+    for made, pair in zip(trained_by, tests):
+        for test in pair:
+            test.after = made.folder
+    jobs = {made.folder: made for made in trained_by}
+    return [*jobs.values(), *(test for pair in tests for test in pair)]
 
 
 def fewshot_jobs(run: str, dataset: str, seed: int, *, shots: int, **where) -> list[Job]:

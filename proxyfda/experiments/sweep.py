@@ -24,6 +24,7 @@ def run(
     *,
     workers: int = 1,
     dry_run: bool = False,
+    strict: bool = False,
     launch: Callable[[list[launchers.Chain]], launchers.Ended] | None = None,
 ) -> int:
     """Run jobs; returns the exit code, 1 if any failed.
@@ -31,14 +32,17 @@ def run(
     Args:
         workers: without ``launch``, processes on the CPU; 1 runs the jobs in this process, which
             prints what they print.
+        strict: end before anything runs where a folder holds a run with another config; for jobs
+            that are to be compared with each other. Otherwise the others run.
         launch: where to run chains of jobs, see :mod:`proxyfda.experiments.launchers`.
 
     Raises:
         UserError: an option that the entry module does not know, before anything runs.
+        AlreadyExists: with ``strict``, naming the first such folder.
     """
     failed: dict[str, str] = {}
     for job in jobs:
-        why = UNTRAINED if job.after in failed else _mismatch(job)
+        why = UNTRAINED if job.after in failed else _mismatch(job, strict)
         if why:
             failed[job.folder] = why
     if dry_run:
@@ -114,7 +118,7 @@ def _chains(todo: list[Job]) -> list[launchers.Chain]:
     return list(chains.values())
 
 
-def _mismatch(job: Job) -> str:
+def _mismatch(job: Job, strict: bool) -> str:
     """Why a job cannot be what its folder holds; empty if it can."""
     from proxyfda.experiments.config import load_config
     from proxyfda.experiments.run import check_output
@@ -124,6 +128,8 @@ def _mismatch(job: Job) -> str:
     try:
         check_output(args, cfg)
     except AlreadyExists as error:
+        if strict:
+            raise
         return sentence(error)
     return ""
 

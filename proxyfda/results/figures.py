@@ -3,6 +3,8 @@
 * ``base_new``: base against new accuracy per dataset and on average, with arrows from the plain
   trainer to the same trainer with FDA, Proxy-FDA and other regularisers.
 * ``delta_new``: new accuracy relative to zero-shot CLIP as bars.
+* ``seen_unseen``: settings to choose from, on halves of the base classes (``scripts/select.sh``
+  writes it beside its choice).
 * ``fewshot``: accuracy on all classes against the number of images per class.
 * ``training``: loss, its terms and the training accuracy from the event files, per dataset.
 
@@ -215,6 +217,66 @@ def fewshot_figure(rows):
     return figure
 
 
+def selection_figure(panels):
+    """Accuracy on the seen against that on the unseen half of the base classes.
+
+    Args:
+        panels: rows of :func:`proxyfda.results.selection.rows_of` by title. Numbers beside the
+            points are those of the table, the plain trainer's is 0; a circle marks what is chosen.
+
+    Returns:
+        A matplotlib ``Figure``; grey lines join points of equal H. Whiskers are the standard errors
+        of the differences to the plain trainer, since one half is harder than another for all.
+
+    Raises:
+        ValueError: no setting has both accuracies.
+    """
+    panels = {title: [r for r in rows if r.h is not None] for title, rows in panels.items()}
+    every = [row for rows in panels.values() for row in rows]
+    if not every:
+        raise BadValue("no setting has results on both halves; finish the runs first")
+    figure, axes_of = _panels(list(panels), width=4.2)
+    styles = _styles_of({row.name: row.name for row in every})
+    for title, axes in axes_of.items():
+        for row in panels[title]:
+            axes.errorbar(
+                row.seen,
+                row.unseen,
+                xerr=row.gain_seen_error,
+                yerr=row.gain_unseen_error,
+                ecolor="0.55",
+                elinewidth=0.9,
+                capsize=2,
+                zorder=3,
+                markeredgecolor="black",
+                markeredgewidth=0.7,
+                **_point(styles[row.name]),
+            )
+            if row.chosen:
+                axes.plot(row.seen, row.unseen, "o", ms=15, mfc="none", mec="black", mew=1.4)
+            axes.annotate(
+                row.number,
+                (row.seen, row.unseen),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=7,
+                zorder=4,
+            )
+        axes.margins(0.14)
+        axes.autoscale_view()
+        _equal_h(axes)
+        axes.set_title(title, fontsize=10)
+        axes.tick_params(labelsize=8)
+    _label_edges(axes_of, "accuracy on seen classes (%)", "accuracy on unseen classes (%)")
+    handles = [_handle(name, style) for name, style in styles.items()]
+    handles.append(
+        Line2D([], [], marker="o", ls="", ms=12, mfc="none", mec="black", mew=1.4, label="chosen")
+    )
+    handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="equal H"))
+    _legend(figure, handles, every)
+    return figure
+
+
 def training_figure(curves, title=""):
     """Curves of training on one dataset, one panel per quantity.
 
@@ -362,7 +424,7 @@ def save_figures(summary, folder, tables=None, curves=None):
         if isinstance(figure, str):
             print(f"Left out {name}: {figure}")
         else:
-            saved += _save(figure, folder / re.sub(r"[^\w.+-]+", "_", name))
+            saved += save_figure(figure, folder / re.sub(r"[^\w.+-]+", "_", name))
     return saved
 
 
@@ -370,7 +432,8 @@ def _belongs(row, hosts):
     return is_zero_shot(row.trainer) or split_run_name(row.trainer)[0] in hosts
 
 
-def _save(figure, stem):
+def save_figure(figure, stem):
+    """Save a figure as ``<stem>.png`` and ``<stem>.svg``; returns their paths."""
     # Text stays text in the SVG; a fixed salt and no date make it the same file every time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "proxyfda"}):
         figure.savefig(f"{stem}.png", dpi=160)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 
 from proxyfda.names import is_zero_shot
 from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
@@ -84,8 +84,21 @@ def table(summary, form="text", comparisons=None):
         )
     if form == "csv":
         return _csv(summary.rows, comparisons[0] if comparisons else None)
-    render = {"text": _text, "markdown": _markdown, "latex": _latex}[form]
-    return "\n".join(render(block) for block in blocks(summary, comparisons))
+    return "\n".join(render(block, form) for block in blocks(summary, comparisons))
+
+
+def render(block, form="text"):
+    """A block as ``text``, ``markdown`` or ``latex``."""
+    return {"text": _text, "markdown": _markdown, "latex": _latex}[form](block)
+
+
+def csv_of(rows):
+    """Rows of one dataclass as CSV: all fields, unrounded, empty where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(f.name for f in fields(rows[0]))
+    writer.writerows(["" if v is None else v for v in astuple(row)] for row in rows)
+    return text.getvalue()
 
 
 def _with_titles(rows, cells):
