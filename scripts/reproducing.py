@@ -19,6 +19,7 @@ import torch
 from bench import evaluation, on_memory, random_weights, step
 
 from datasets.check import examine, registered_readers, resolve
+from datasets.classes import held_out
 from proxyfda.backbones.clip.loading import architecture_name, weights_file
 from proxyfda.experiments import launchers, layout, protocols, sweep
 from proxyfda.experiments.config import load_config
@@ -173,11 +174,12 @@ class Plan:
         own = self.project.dataset_has_root
         return [d for d in self.args.datasets if d not in bundled and not own(d)]
 
-    def _examined(self, dataset: str):
+    def _reader(self, dataset: str):
         readers = registered_readers()
-        return examine(
-            readers[resolve(self.project.dataset_name(dataset), readers)], self.args.data
-        )
+        return readers[resolve(self.project.dataset_name(dataset), readers)]
+
+    def _examined(self, dataset: str):
+        return examine(self._reader(dataset), self.args.data)
 
     @staticmethod
     def _backbone(job: Job) -> tuple[str, str]:
@@ -194,11 +196,17 @@ class Plan:
         if self.args.data and osp.isdir(self.args.data):
             report = self._examined(dataset)
             if report.classes:
-                return Size(report.classes, report.train, report.val, report.test)
+                return _size(report)
         if reader.expected is None:
             raise NotFound(f"{dataset} is not in {self.args.data}; give its folder to estimate it")
-        known = reader.expected
-        return Size(known.classes, known.train, known.val, known.test)
+        return _size(reader.expected)
+
+
+def _size(numbers) -> Size:
+    # Where there are no validation images, training images stand in for them.
+    of_a_class = numbers.train // numbers.classes
+    val = numbers.val or numbers.classes * held_out(of_a_class)
+    return Size(numbers.classes, numbers.train, val, numbers.test)
 
 
 def _place(args: Namespace) -> list[str]:
