@@ -209,11 +209,14 @@ def _number(value: Optional[float], sign: str) -> str:
     return NOTHING if value is None else f"{value:{sign}.2f}"
 
 
-def report(output: str, runs: Sequence[str] = (), datasets: Sequence[str] = ()) -> str:
+def report(
+    output: str, runs: Sequence[str] = (), datasets: Sequence[str] = (), form: str = "simple"
+) -> str:
     """The table of an output folder, what is not compared and why, and the rule.
 
     Args:
         runs, datasets: those that there should be; by default those that there are.
+        form: of the table, one of tabulate's.
     """
     records = collect(output)
     summary = summarise(records)
@@ -233,7 +236,7 @@ def report(output: str, runs: Sequence[str] = (), datasets: Sequence[str] = ()) 
         f"1/{PUBLISHED_SEEDS}) with our spread s over n seeds, or within {FLOOR} points."
     )
     return "\n".join(
-        [verdict_table(lines), "", f"Cells: {', '.join(counts)}.", rule, *(f"- {n}" for n in notes)]
+        [verdict_table(lines, form), "", f"Cells: {', '.join(counts)}.", rule, *(f"- {n}" for n in notes)]
     )
 
 
@@ -250,7 +253,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", help="output folder of the scripts")
-    print(report(parser.parse_args(argv).output))
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    args = parser.parse_args(argv)
+    print(report(args.output, form="github" if args.markdown else "simple"))
     return 0
 
 
