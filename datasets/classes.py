@@ -86,6 +86,11 @@ def _half_of(base, word):
     return [base[place] for place in sorted(halves[second ^ (part == "unseen")])]
 
 
+def held_out(images):
+    """How many of a class's training images stand in for validation images."""
+    return min(_MOST_HELD_OUT, max(1, round(_HELD_OUT * images)))
+
+
 def hold_out(parts, name):
     """A dataset without validation images of its own, with some of its training images as such.
 
@@ -113,7 +118,7 @@ def hold_out(parts, name):
                 f"{entries[0].classname!r} has one training image, so none can be held out; add "
                 "images"
             )
-        count = min(_MOST_HELD_OUT, max(1, round(_HELD_OUT * len(entries))))
+        count = held_out(len(entries))
         held.update(in_hash_order(entries, lambda entry: entry.path)[:count])
     print(f"{name}: {len(held)} training images are held out, as there are no validation images")
     return {

@@ -26,6 +26,7 @@ _HOMES = {
     "L2SP": "proxyfda.regularisers",
     "fda_loss": "proxyfda.regularisers",
     "proxy_fda_loss": "proxyfda.regularisers",
+    "derive_constants": "proxyfda.regularisers",
     "rkd_loss": "proxyfda.regularisers",
     "pointwise_loss": "proxyfda.regularisers",
     "ldifs_loss": "proxyfda.regularisers",

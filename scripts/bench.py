@@ -95,19 +95,33 @@ def prompt_nodes() -> list[str]:
     return [name for name, node in nodes.items() if isinstance(node, dict) and "CTX_INIT" in node]
 
 
-def on_memory(base: type, args: argparse.Namespace, size: int) -> type:
-    """A trainer class with images in memory."""
+def on_memory(base: type, classes: int, per_class: int = 0) -> type:
+    """A trainer class with images in memory, whatever the dataset of its config.
+
+    Args:
+        base: the trainer.
+        classes: number of classes, with ImageNet's names.
+        per_class: images of each; 0: as many as a batch needs.
+    """
 
     class OnMemory(base):
         def build_data_loader(self):
-            names = class_names(args.classes)
+            batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+            names = class_names(classes)
             self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=names, template=None))
-            self.num_classes, self.lab2cname = args.classes, dict(enumerate(names))
-            images = _Images(args.classes, max(1, args.batch // args.classes), size)
-            self.train_loader_x = torch.utils.data.DataLoader(images, args.batch)
+            self.num_classes, self.lab2cname = classes, dict(enumerate(names))
+            images = _Images(classes, per_class or -(-batch // classes), self.cfg.INPUT.SIZE[0])
+            self.train_loader_x = torch.utils.data.DataLoader(images, batch)
             self.val_loader = self.test_loader = None
 
     return OnMemory
+
+
+def trainer_on_memory(cfg, classes: int, per_class: int = 0):
+    """The trainer of a config as :func:`on_memory` makes it, in the middle of an epoch."""
+    base = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return ready(on_memory(base, classes, per_class)(cfg))
 
 
 def config(name: str, args: argparse.Namespace, weights: str, size: int):
@@ -116,6 +130,7 @@ def config(name: str, args: argparse.Namespace, weights: str, size: int):
     words = ["--trainer", trainer_name, "--regulariser", regulariser]
     words += ["DATASET.NAME", "ImageFolder", "INPUT.SIZE", f"({size},{size})"]
     words += ["MODEL.BACKBONE.NAME", args.backbone, "MODEL.BACKBONE.WEIGHTS", weights]
+    words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(args.batch)]
     for node in prompt_nodes():
         words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
     words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
@@ -123,11 +138,15 @@ def config(name: str, args: argparse.Namespace, weights: str, size: int):
     return load_config(train.parser().parse_args(words))
 
 
+def images_per_class(args: argparse.Namespace) -> int:
+    """Images of each class in memory."""
+    return max(1, args.batch // args.classes)
+
+
 def build(name: str, args: argparse.Namespace, weights: str, size: int):
     """A trainer on images in memory."""
     cfg = config(name, args, weights, size)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return ready(on_memory(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), args, size)(cfg))
+    return trainer_on_memory(cfg, args.classes, images_per_class(args))
 
 
 def build_grid(args: argparse.Namespace, weights: str, size: int) -> CoOpGrid:
@@ -135,7 +154,7 @@ def build_grid(args: argparse.Namespace, weights: str, size: int) -> CoOpGrid:
 
     class OnMemoryGrid(CoOpGrid):
         def trainer_class(self, cfg):
-            return on_memory(super().trainer_class(cfg), args, size)
+            return on_memory(super().trainer_class(cfg), args.classes, images_per_class(args))
 
     names = [args.trainers[i % len(args.trainers)] for i in range(args.grid)]
     nowhere = io.StringIO()

@@ -32,12 +32,14 @@ PROJECT = Project(ROOT, entry="train")
 WORDS = {
     "base2new": "TRAINER DATASETS SEEDS [SHOTS]",
     "base2new_all": "TRAINER [SHOTS]",
+    "reproduce": "[TRAINER] [SHOTS]",
     "select": "TRAINER DATASETS [SHOTS]",
     "fewshot": "TRAINER [DATASETS] [SHOTS]",
     "cross_dataset": "TRAINER [SHOTS]",
     "domain_generalization": "TRAINER [SHOTS]",
     "zeroshot": "[DATASETS]",
 }
+REPRODUCED = "ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp,PromptSRC,FDAPromptSRC,ProxyFDAPromptSRC"
 HELP = {
     "DATA": "folder of the datasets",
     "OUTPUT": "folder of the results (default: output)",
@@ -78,6 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         devices = launchers.local_devices(args.devices)
         if args.workers == 1 and len(devices) == 1:
             os.environ["CUDA_VISIBLE_DEVICES"] = "" if devices == [launchers.CPU] else devices[0]
+    if args.protocol == "reproduce":
+        from reproducing import reproduce
+
+        return reproduce(args, PROJECT, lambda: _prepared(args), main, _select_jobs)
     if args.protocol == "select":
         from selecting import select
 
@@ -116,6 +122,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "such as slurm_partition=gpu timeout_min=600",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    _add_reproduce(parser)
     only = parser.add_argument_group("of the protocol select")
     only.add_argument(
         "--try",
@@ -145,6 +152,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             raise BadValue(f"{name} is {min(values)}; use at least 1")
     if args.protocol != "fewshot" and len(args.shots) > 1:
         raise BadValue(f"SHOTS is {args.shots}; {args.protocol} takes one number")
+    _take_reproduce(args)
     _take_select(args, argv)
     args.launcher = args.launcher or "local"
     if args.launcher not in ("local", "ray", "slurm"):
@@ -160,13 +168,15 @@ def _take_words(args: argparse.Namespace) -> None:
     for place in WORDS[args.protocol].split():
         name, optional = place.strip("[]").lower(), place.startswith("[")
         given = words and not (optional and _is_key(words[0]))
-        if given and name == "shots" and not words[0].lstrip("-")[:1].isdigit():
+        if given and optional and (name == "shots") != words[0].lstrip("-")[:1].isdigit():
             given = False
         if given:
             setattr(args, name, words.pop(0))
         elif not optional and not getattr(args, name):
             usage = f"{args.protocol}.sh {WORDS[args.protocol]} [KEY VALUE ...]"
             raise BadValue(f"{name.upper()} is not given; the usage is {usage}")
+    if args.protocol == "reproduce" and not args.trainer:
+        args.trainer = REPRODUCED
     args.runs = _runs(args.trainer, args.regulariser)
     args.opts = words
     if words and not _is_key(words[0]):
@@ -174,6 +184,38 @@ def _take_words(args: argparse.Namespace) -> None:
             f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "
             f"{WORDS[args.protocol]} [KEY VALUE ...]"
         )
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    only = parser.add_argument_group("of the protocol reproduce")
+    only.add_argument(
+        "--estimate", action="store_true", help="say what would run, and what it would cost"
+    )
+    only.add_argument(
+        "--seconds-per-step",
+        type=float,
+        metavar="S",
+        help="with --estimate, in place of steps measured here",
+    )
+    only.add_argument(
+        "--no-select", action="store_true", help="the default settings, without choosing any"
+    )
+
+
+def _take_reproduce(args: argparse.Namespace) -> None:
+    """Flags of the protocol reproduce, which no other one takes."""
+    args.select = not args.no_select
+    if args.protocol == "reproduce":
+        if args.seconds_per_step is not None and not args.estimate:
+            raise BadValue("--seconds-per-step is for --estimate; give both")
+        if args.seconds_per_step is not None and not args.seconds_per_step > 0:
+            raise BadValue(f"--seconds-per-step is {args.seconds_per_step:g}; use more than 0")
+        if args.select and (args.overlay or args.label):
+            raise BadValue("--overlay and --label take the place of a choice; add --no-select")
+        return
+    for flag in ("estimate", "seconds_per_step", "no_select"):
+        if getattr(args, flag):
+            raise BadValue(f"--{flag.replace('_', '-')} is for reproduce; leave it out")
 
 
 def _take_select(args: argparse.Namespace, argv: list[str] | None) -> None:
@@ -245,7 +287,7 @@ def _find_folders(args: argparse.Namespace) -> None:
     moving = args.protocol in ("cross_dataset", "domain_generalization")
     args.used = [args.source, *args.targets] if moving else args.datasets
     if not args.data:
-        if not set(args.used) <= set(bundled):
+        if not set(args.used) <= set(bundled) and not args.estimate:
             raise BadValue(
                 "the folder of the datasets is not given; use DATA=/path/to/datasets or --data"
             )
@@ -294,6 +336,14 @@ def _jobs_of(args: argparse.Namespace, run: str, seed: int, where: dict) -> list
 def _prepared(args: argparse.Namespace) -> dict:
     _render_bundled(args)
     return _where(args)
+
+
+def _select_jobs(argv: list[str]) -> list[Job]:
+    """The jobs of a command line of the protocol select, but for those with the choice."""
+    from selecting import Search
+
+    args = _parse(argv)
+    return [job for run in args.runs for job in Search(args, PROJECT, run).jobs()]
 
 
 def _where(args: argparse.Namespace) -> dict:

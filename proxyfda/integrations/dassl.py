@@ -530,7 +530,7 @@ class RegularisedTrainer:
             self._weights_term.load_state_dict(found["state"])
         elif found.get("name") == name and self._spaces is not None:
             self._spaces.restore_state(found["state"])
-        elif self._weights_term is not None or find(name).needs_dim:
+        elif self._weights_term is not None or self._plugin.keeps_state:
             print(f"No state of {name} at {path}, so it starts anew (another run's?)")
         return start_epoch
 

@@ -51,7 +51,8 @@ class PluginOptions:
         weight: λ of the total loss L = L_task + λ R. 0 is the same as ``enabled=False``.
         m, n: classes per batch and images per class; 0 keeps the host's own batches.
         mining: hard class mining, i.e. classes close in the frozen space share a batch.
-        generator_lr: learning rate of the proxies' generator (Adam).
+        generator_lr: learning rate of what the regulariser learns itself, by Adam: the proxies'
+            generator, learned constants.
         template: hand-written prompt of the text anchors, with ``{}`` for the class name. Empty:
             the dataset's own (see :func:`proxyfda.anchors.host_weights.find_template`).
         words: names beyond the classes in a step, where a space of words is used (ours, see
@@ -164,6 +165,11 @@ class PluginOptions:
     def has_words(self) -> bool:
         """Whether a space asks for names beyond the classes."""
         return any(SPACES[space].uses("words", "texts") for space in self.spaces)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the regulariser learns something that a resumed run needs."""
+        return self.has_term and find(self.regulariser).make_options(**self.settings).keeps_state
 
     @property
     def has_batches(self) -> bool:

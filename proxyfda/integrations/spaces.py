@@ -159,7 +159,8 @@ class RegularisedSpaces(nn.Module):
         weight: λ.
         frozen_text: () -> [C, d], features of the classes' hand-written prompts in label order.
         frozen_image: images [B, 3, H, W] -> [B, d].
-        learning_rate: of the regularisers' own parameters (the proxies' generators), by Adam.
+        learning_rate: of the regularisers' own parameters (the proxies' generators, learned
+            constants), by Adam.
         device: where these live.
         words: () -> [W, d], features of the hand-written prompts of the words that the host encodes
             behind the classes in this step; needed by the spaces of words.
@@ -330,19 +331,19 @@ class RegularisedSpaces(nn.Module):
     # -- the regularisers' own parameters ---------------------------------------------------------
 
     def saved_state(self) -> Dict[str, Any]:
-        """Per space what the regulariser has learned and the state of its optimiser; empty if
-        there is nothing to learn.
+        """Per space what the regulariser has learned and the state of its optimiser, if it has one;
+        empty if there is nothing to learn.
 
         Without the optimiser's options, which the config has: torch 1.13 cannot read numbers with
         ``weights_only``.
         """
-        found = {
-            space: {
-                "regulariser": self.regularisers[space].state_dict(),
-                "optimiser": optimiser.state_dict()["state"],
-            }
-            for space, optimiser in self._optimisers.items()
-        }
+        found: Dict[str, Any] = {}
+        for space, regulariser in self.regularisers.items():
+            learned = regulariser.state_dict()
+            if learned:
+                found[space] = {"regulariser": learned}
+            if space in self._optimisers:
+                found[space]["optimiser"] = self._optimisers[space].state_dict()["state"]
         return {**self._restored, **found}
 
     def restore_state(self, state: Dict[str, Any]) -> None:
@@ -354,9 +355,10 @@ class RegularisedSpaces(nn.Module):
 
     def _restore(self, space: str, state: Dict[str, Any]) -> None:
         self.regularisers[space].load_state_dict(state["regulariser"])
-        optimiser = self._optimisers[space]
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+        if space in self._optimisers:
+            optimiser = self._optimisers[space]
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
 
 
 def _joined(parts: List[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 
 from proxyfda.regularisers.base import REGULARISERS, Options, Regulariser, create, find, names
+from proxyfda.regularisers.constants import derive_constants
 from proxyfda.regularisers.correlation import Correlation, correlation_loss
 from proxyfda.regularisers.fda import FDA, FDAOptions, fda_loss
 from proxyfda.regularisers.kl import KL, KLOptions, kl_loss
@@ -45,6 +46,7 @@ __all__ = [
     "Regulariser",
     "correlation_loss",
     "create",
+    "derive_constants",
     "fda_loss",
     "find",
     "kl_loss",

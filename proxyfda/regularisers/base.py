@@ -28,7 +28,16 @@ class Options:
     A subclass is a frozen dataclass whose fields are the options. Of two regularisers' options
     with the same name, meaning and default are the same, since the config of the trainers has one
     key for each.
+
+    Attributes:
+        keeps_state: whether a regulariser with these options learns something that a resumed run
+            needs.
     """
+
+    @property
+    def keeps_state(self) -> bool:
+        """See the class."""
+        return False
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from proxyfda.neighbours.graph import NeighbourGraph, Relations
 from proxyfda.regularisers.base import Options, register
-from proxyfda.regularisers.relations import RelationalRegulariser, relation_loss
+from proxyfda.regularisers.constants import (
+    CONSTANTS,
+    DerivedConstants,
+    GivenConstants,
+    LearnedConstants,
+    eq2_row_losses,
+)
+from proxyfda.regularisers.relations import RelationalRegulariser, RowLosses, relation_loss
 from proxyfda.utils.errors import BadValue
 
 __all__ = ["FDA", "FDAOptions", "fda_loss"]
@@ -29,6 +36,11 @@ class FDAOptions(Options):
         tau: temperature τ of the cosines.
         bias: offset b of the logits, with its sign as in Eq. 2; with τ = 0.1, +10 is SigLIP's
             initialisation, logit = 10 cos - 10.
+        constants: where τ and b come from (ours). ``"given"``: the two above. ``"derived"``: from
+            the frozen graphs of the first 32 batches, so that the frozen features are as near to a
+            minimum as Eq. 2 lets them be. ``"learned"``: on the tuned features together with the
+            model, as in SigLIP, from the two above. Neither is published; see
+            :mod:`proxyfda.regularisers.constants`.
         units: ``"cosine"``: Eq. 2 literally. ``"frozen"`` (ours): cosines are measured from the
             threshold between the K-th and the next neighbour, in units of the frozen similarities'
             spread, with ``slope`` in the place of 1 / τ and no bias.
@@ -38,8 +50,14 @@ class FDAOptions(Options):
     k: int = 8
     tau: float = 0.1
     bias: float = 10.0
+    constants: str = "given"
     units: str = "cosine"
     slope: float = 2.0
+
+    @property
+    def keeps_state(self) -> bool:
+        """See :attr:`Options.keeps_state`."""
+        return self.constants != "given"
 
     def check(self) -> None:
         """See :meth:`Options.check`."""
@@ -49,24 +67,14 @@ class FDAOptions(Options):
             math.isfinite(self.bias), "bias", "use a finite number (SigLIP's is +10 in this sign)"
         )
         self._require(self.units in UNITS, "units", f"use one of {', '.join(UNITS)}")
-
-
-def eq2_row_losses(cosines: Tensor, relations: Relations, tau: float, bias: float) -> Tensor:
-    """mean_j log(1 + exp(w_ij (-c_ij / τ + b))) for rows of cosines [N, P]: [N]."""
-
-    def coefficients() -> Tuple[Tensor, Tensor]:
-        weights = relations.weights
-        return weights * (-1.0 / tau), weights * bias
-
-    if relations.has_proxies:
-        slopes, offsets = coefficients()
-    else:
-        slopes, offsets = relations.graph.remember(("eq2", tau, bias), coefficients)
-    pairs = F.softplus(cosines * slopes + offsets)
-    if relations.width == relations.count:
-        return pairs.mean(-1)
-    # The weight of a row with itself is 0, so that pair gives log 2, whatever its cosine is.
-    return (pairs.sum(-1) - math.log(2.0)) / relations.count
+        self._require(
+            self.constants in CONSTANTS, "constants", f"use one of {', '.join(CONSTANTS)}"
+        )
+        self._require(
+            self.constants == "given" or self.units == "cosine",
+            "constants",
+            f"units {self.units} have no tau and bias: use given, or units cosine",
+        )
 
 
 def eq2_in_frozen_units(cosines: Tensor, relations: Relations, slope: float) -> Tensor:
@@ -113,7 +121,8 @@ def fda_loss(
         features: tuned features [N, d], or [S, N, d].
         anchors: frozen features of the same samples [N, d]; no gradient flows into them.
         k: neighbours per row; required without ``graph``.
-        tau, bias, units, slope: see :class:`FDAOptions`.
+        tau, bias, units, slope: see :class:`FDAOptions`;
+            :func:`~proxyfda.regularisers.constants.derive_constants` gives τ and b for a graph.
         form: ``"paper"``, which is what this is; other forms have functions of their own.
         scale: unit of the spread with units ``"frozen"``, see ``NeighbourGraph``.
         columns: tuned features of a second set [M, d], or [S, M, d]: the cross-modal form.
@@ -173,11 +182,17 @@ def check_form(form: str) -> None:
         )
 
 
-def row_losses_of(options: FDAOptions):  # type: ignore[no-untyped-def]
-    """The function of rows that the options ask for."""
+def row_losses_of(options: FDAOptions, constants: Any = None) -> RowLosses:
+    """The function of rows that the options ask for.
+
+    Args:
+        constants: where τ and b come from; None: the options.
+    """
     if options.units == "frozen":
         return functools.partial(eq2_in_frozen_units, slope=options.slope)
-    return functools.partial(eq2_row_losses, tau=options.tau, bias=options.bias)
+    constants = constants or GivenConstants(options.tau, options.bias)
+    tau, bias = constants.values()
+    return functools.partial(eq2_row_losses, tau=tau, bias=bias, keep=constants.settled)
 
 
 @register
@@ -194,7 +209,22 @@ class FDA(RelationalRegulariser):
     name = "fda"
     options_class = FDAOptions
 
+    def __init__(self, options: Optional[Options] = None, **settings: Any) -> None:
+        super().__init__(options, **settings)
+        given = self.options
+        self.constants: Any = {
+            "given": lambda: GivenConstants(given.tau, given.bias),
+            "derived": DerivedConstants,
+            "learned": lambda: LearnedConstants(given.tau, given.bias),
+        }[given.constants]()
+
+    def learn(
+        self, features: Tensor, columns: Optional[Tensor], graph: NeighbourGraph
+    ) -> Dict[str, Tensor]:
+        """See :meth:`RelationalRegulariser.learn`."""
+        found: Dict[str, Tensor] = self.constants.learn(features, columns, graph)
+        return found
+
     def row_losses(self, cosines: Tensor, relations: Relations) -> Tensor:
         """See :meth:`RelationalRegulariser.row_losses`."""
-        losses: Tensor = row_losses_of(self.options)(cosines, relations)
-        return losses
+        return row_losses_of(self.options, self.constants)(cosines, relations)

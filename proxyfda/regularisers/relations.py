@@ -272,11 +272,40 @@ class RelationalRegulariser(Regulariser):
         """The frozen graph, to be made once where the anchors do not change."""
         return NeighbourGraph(anchors, self.neighbours, columns, scale=scale)
 
+    def learn(
+        self, features: Tensor, columns: Optional[Tensor], graph: NeighbourGraph
+    ) -> Dict[str, Tensor]:
+        """What the regulariser learns for itself from a batch, before the batch's loss.
+
+        Args:
+            features, columns: tuned, see :func:`relation_loss`.
+            graph: of the batch, or a kept one.
+
+        Returns:
+            Further terms, with a gradient in the regulariser's own parameters alone.
+        """
+        return {}
+
+    def _batch_graph(
+        self,
+        features: Tensor,
+        anchors: Optional[Tensor],
+        *,
+        columns: Optional[Tensor] = None,
+        column_anchors: Optional[Tensor] = None,
+        graph: Optional[NeighbourGraph] = None,
+        scale: str = "pooled",
+    ) -> NeighbourGraph:
+        """The frozen graph of a batch, with the arguments checked."""
+        k = self.neighbours
+        return graph_of(features, anchors, columns, column_anchors, graph, k, scale)
+
     def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
-        """One scalar, see :func:`relation_loss` for the arguments."""
-        if more.get("graph") is None:
-            more["k"] = self.neighbours
-        return {self.log_name: relation_loss(self.row_losses, features, anchors, **more)}
+        """One scalar, see :func:`relation_loss` for the arguments, and those of :meth:`learn`."""
+        graph, columns = self._batch_graph(features, anchors, **more), more.get("columns")
+        own = self.learn(features, columns, graph)
+        loss = relation_loss(self.row_losses, features, columns=columns, graph=graph)
+        return {self.log_name: loss, **own}
 
 
 @dataclass(frozen=True)
@@ -301,6 +330,11 @@ class ProxyOptions(Options):
     max_proxies: int = MAX_PROXIES
     max_proxy_pairs: int = MAX_PAIRS
     proxy_seed: int = -1
+
+    @property
+    def keeps_state(self) -> bool:
+        """See :class:`Options`: the generator."""
+        return True
 
     def check(self) -> None:
         """See :meth:`Options.check`."""
@@ -348,23 +382,24 @@ class ProxiedRegulariser(RelationalRegulariser):
 
     def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """The loss that the model minimises, and ``loss_proxy``, which the generator does."""
-        if more.get("graph") is None:
-            more["k"] = self.neighbours
+        graph, columns = self._batch_graph(features, anchors, **more), more.get("columns")
+        own = self.learn(features, columns, graph)
         loss, loss_proxy = proxied_relation_loss(
             self.row_losses,
             features,
-            anchors,
+            None,
             self.generator,
+            columns=columns,
+            graph=graph,
             exact_proxies=self.exact_proxies,
             alpha=self.options.alpha,
             proxy_temperature=self.options.proxy_temperature,
             max_pairs=self.options.max_proxy_pairs,
             turn=self._turn,
-            **more,
         )
         if self.training:
             self._turn += 1
-        return {self.log_name: loss, "loss_proxy": loss_proxy}
+        return {self.log_name: loss, **own, "loss_proxy": loss_proxy}
 
     def get_extra_state(self) -> Tensor:
         """The turn (see :func:`~proxyfda.neighbours.proxies.choose_anchors`)."""

@@ -19,7 +19,7 @@ from proxyfda.names import REFERENCE, split_run_name
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.summary import AVERAGE, Row
 
-BACKBONE, SHOTS = "ViT-B/16", 16
+BACKBONE, SHOTS, PUBLISHED_SEEDS = "ViT-B/16", 16, 3
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,21 @@ def test_checkpoints_go_both_ways(make, host, tmp_path):
     assert other.test() == plain.test()
 
 
+@pytest.mark.parametrize("constants", ["derived", "learned"])
+def test_a_resumed_run_has_the_constants_of_one_that_was_never_stopped(make, constants):
+    options = {"WEIGHT": 3, "K": 3, "GENERATOR_LR": 0.05, "CONSTANTS": constants}
+    whole = make("FDAPlain", output="whole", epochs=2, **options)
+    whole.train()
+    make("FDAPlain", "TRAIN.CHECKPOINT_FREQ", 1, output="parts", **options).train()
+    again = make("FDAPlain", output="parts", epochs=2, **options)
+    again.train()
+    for name, value in learnables(whole).items():
+        assert torch.equal(learnables(again)[name], value), name
+    for space, regulariser in whole._spaces.regularisers.items():
+        values = again._spaces.regularisers[space].constants.values()
+        assert values == regulariser.constants.values(), space
+
+
 @pytest.mark.parametrize("host", ["Plain", "Coupled"])
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(make, host, tmp_path, capsys):
     options = {"WEIGHT": 3, "K": 3, "GENERATOR_LR": 0.05}
@@ -199,9 +214,11 @@ def test_a_run_without_the_regularisers_file_starts_it_anew_and_says_so(make, ca
     plain = make("FDAPlain", output="run", epochs=3)
     plain.train()  # FDA has no state to miss
     assert "No state of" not in capsys.readouterr().out
-    make("ProxyFDAPlain", output="run", epochs=4).train()
+    make("FDAPlain", CONSTANTS="derived", output="run", epochs=4).train()
+    assert "No state of fda at " in capsys.readouterr().out
+    make("ProxyFDAPlain", output="run", epochs=5).train()
     capsys.readouterr()
-    make("Plain", REGULARISER="l2sp", output="run", epochs=5).train()  # the file is another's
+    make("Plain", REGULARISER="l2sp", output="run", epochs=6).train()  # the file is another's
     assert "No state of l2sp at " in capsys.readouterr().out
 
 

@@ -374,6 +374,29 @@ def test_generator_state_round_trip():
         assert got == want and got["loss_proxy"] != fresh["loss_proxy"]
 
 
+@pytest.mark.parametrize("constants", ["derived", "learned"])
+def test_constants_of_eq2_round_trip(constants):
+    batches = [hosts.make_batch(seed) for seed in range(4)]
+    cfg = hosts.make_cfg(CONSTANTS=constants, SPACES=("text", "cross"), K=3, GENERATOR_LR=0.05)
+    first = make_trainer(hosts.CoOpLike, "fda")(cfg)
+    for batch in batches[:2]:
+        summary = first.forward_backward(batch)
+    assert ("loss_constants" in summary) == (constants == "learned")
+    state = copy.deepcopy(first._spaces.saved_state())
+    second = make_trainer(hosts.CoOpLike, "fda")(cfg)
+    second.model.load_state_dict(first.model.state_dict())
+    second.optim.load_state_dict(copy.deepcopy(first.optim.state_dict()))
+    second._spaces.restore_state(state)
+    for batch in batches[2:]:
+        assert second.forward_backward(batch) == first.forward_backward(batch)
+    both = [t._spaces.regularisers[space] for t in (first, second) for space in ("text", "cross")]
+    values = [tuple(map(float, regulariser.constants.values())) for regulariser in both]
+    assert values[:2] == values[2:] and values[0] != values[1]  # each space has its own
+    if constants == "learned":
+        boundaries = [regulariser.constants.boundary.item() for regulariser in both[:2]]
+        assert all(0.05 < abs(boundary - 1.0) <= 0.21 for boundary in boundaries)  # 4 steps of Adam
+
+
 def test_a_model_with_other_names_takes_a_mapping():
     class Renamed(hosts.CoOpLike):
         def build_model(self):
