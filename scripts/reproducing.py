@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable
 
 import torch
-from bench import evaluation, trainer_on_memory, random_weights, step
+from bench import evaluation, random_weights, step, trainer_on_memory
 
 from datasets.check import examine, registered_readers, resolve
 from datasets.classes import held_out

@@ -236,7 +236,13 @@ def report(
         f"1/{PUBLISHED_SEEDS}) with our spread s over n seeds, or within {FLOOR} points."
     )
     return "\n".join(
-        [verdict_table(lines, form), "", f"Cells: {', '.join(counts)}.", rule, *(f"- {n}" for n in notes)]
+        [
+            verdict_table(lines, form),
+            "",
+            f"Cells: {', '.join(counts)}.",
+            rule,
+            *(f"- {n}" for n in notes),
+        ]
     )
 
 
