@@ -117,7 +117,7 @@ def assert_joined(trainer, regulariser, *spaces):
     assert max(g.abs().max() for g in alone if g is not None) > 1e-4
     summary = one_step(trainer)
     assert summary["loss"] == pytest.approx(task.item(), rel=1e-5)
-    assert summary[f"loss_{regulariser}"] == pytest.approx(float(sum(terms)), rel=1e-4)
+    assert summary[f"loss_{regulariser}"] == pytest.approx(sum(terms).item(), rel=1e-4)
     for (name, parameter), gradient in zip(learnables.items(), want):
         largest = max(1.0, gradient.abs().max().item())
         assert (parameter.grad - gradient).abs().max().item() <= 1e-5 * largest, name
