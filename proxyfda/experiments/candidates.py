@@ -1,4 +1,4 @@
-"""Settings that take part in a choice: a regulariser with options, and where lists of them are from.
+"""Settings that take part in a choice: regularisers with options, and where lists come from.
 
 Options are named as in the config; those of the regularisers (``TRAINER.PROXYFDA``) by their last
 word alone, such as ``WEIGHT`` and ``K``.
@@ -55,16 +55,17 @@ class Candidate:
 
     @property
     def variant(self) -> str:
-        """What its options add to the name of the config's folder; the label plays no part.
+        """What its options add to the name of the config's folder, whatever its label and the order
+        of its options.
 
         >>> Candidate("x", "CoOp+rkd", ((f"{NODE}.WEIGHT", "3"), ("OPTIM.LR", "0.01"))).variant
-        'weight_3-optim.lr_0.01'
+        'optim.lr_0.01-weight_3'
         """
-        pairs = (f"{_short(key).lower()}_{value.replace(',', '+')}" for key, value in self.options)
-        name = re.sub(r"[^\w.+-]+", "", "-".join(pairs))
+        pairs = [f"{_short(key).lower()}_{value.replace(',', '+')}" for key, value in self.options]
+        name = re.sub(r"[^\w.+-]+", "", "-".join(sorted(pairs)))
         if len(name) <= _LONGEST:
             return name
-        digest = hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(repr(sorted(self.options)).encode()).hexdigest()[:8]
         return f"{name[: _LONGEST - 9]}-{digest}"
 
 

@@ -59,7 +59,7 @@ def selection(dataset: str, shots: int, name: str) -> str:
 def select(
     part: str, dataset: str, shots: int, name: str, config: str, split: int, seed: int
 ) -> str:
-    """Folder of a run on a half of the base classes; ``part`` is ``train``, ``seen``, ``unseen``."""
+    """Folder of a run on a half of the base classes; ``part``: ``train``, ``seen``, ``unseen``."""
     folder = os.path.join(selection(dataset, shots, name), config, f"split{split}")
     return os.path.join(folder, part, f"seed{seed}")
 

@@ -91,8 +91,8 @@ class Project:
         return path
 
     def overlay(self, name: str) -> str:
-        """Path of ``configs/regularisers/<name>.yaml``, or of a YAML file given as it is, which goes
-        on top of a trainer's config.
+        """Path of what goes on top of a trainer's config: ``configs/regularisers/<name>.yaml``, or
+        a YAML file given as it is.
 
         Raises:
             NotFound: there is neither.

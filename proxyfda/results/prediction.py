@@ -206,7 +206,8 @@ def table(rows: Sequence[PredictionRow], split: str, form: str = "text") -> str:
         ]
         for place, row in enumerate(rows)
     ]
-    heads = ("trainer", "dataset", "settings", "ρ", "H chosen", "H best", "H plain", "s", "trainings")
+    of_final = ("H chosen", "H best", "H plain")
+    heads = ("trainer", "dataset", "settings", "ρ", *of_final, "s", "trainings")
     title = "How well halves of the base classes predict base-to-new"
     return render(Block(title, heads, lines, _CAPTION.format(split=split)), form)
 

@@ -24,7 +24,18 @@ from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.tables import Block, csv_of, render
 from proxyfda.utils.errors import UserError
 
-__all__ = ["Measured", "SettingRow", "average", "choose", "overlay_text", "read", "rows_of", "table"]
+__all__ = [
+    "Measured",
+    "SettingRow",
+    "average",
+    "choose",
+    "overlay_text",
+    "read",
+    "rows_of",
+    "table",
+    "training_seconds",
+    "verdict",
+]
 
 _TIE = 1e-9  # points of H below which two settings are equal: means in another order differ by less
 CAPTION = (
@@ -57,10 +68,10 @@ class Measured:
 class SettingRow:
     """One line of the table; accuracies in percent, ``None`` where there is none.
 
-    ``number`` is its place, 0 for the plain trainer.
-    ``gain``, ``gain_seen`` and ``gain_unseen`` are differences to the plain trainer in H and in
-    either accuracy; ``*_error`` are standard errors. ``runs`` counts splits times seeds, ``complete`` says whether
-    all are there, ``reference`` whether it is the plain trainer, which is not chosen.
+    ``number`` is its place, 0 for the plain trainer; ``gain``, ``gain_seen`` and ``gain_unseen``
+    are differences to that in H and in either accuracy; ``*_error`` are standard errors. ``runs``
+    counts splits times seeds, ``complete`` says whether all are there, ``reference`` whether it is
+    the plain trainer, which is not chosen. ``seconds`` are those of its trainings.
     """
 
     number: int
@@ -235,7 +246,8 @@ def table(rows: Sequence[SettingRow], title: str, runs: str, form: str = "text")
     if any(not row.complete for row in rows):
         notes.append("* runs are missing, so it cannot be chosen.")
     notes.append(verdict(rows))
-    heads = ("", "setting", "seen", "unseen", "H", *(f"{n} - plain" for n in ("seen", "unseen", "H")))
+    names = ("seen", "unseen", "H")
+    heads = ("", "setting", *names, *(f"{name} - plain" for name in names))
     return render(Block(title, heads, lines, CAPTION.format(runs=runs), notes), form)
 
 

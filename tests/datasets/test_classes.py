@@ -4,9 +4,15 @@ import json
 import math
 
 import pytest
-from dataset_trees import IMAGENET_TEST_SETS, files_below, make_cfg, make_split, make_tree
+from dataset_trees import (
+    IMAGENET_TEST_SETS,
+    files_below,
+    make_cfg,
+    make_split,
+    make_tree,
+    write_images,
+)
 from dataset_trees import names as listed
-from dataset_trees import write_images
 
 from datasets.classes import chosen_labels, halves_base, hold_out, in_hash_order
 from datasets.entry import Entry

@@ -16,6 +16,12 @@ def test_what_is_written_is_read_back(root, name):
         place = layout.Place("base2new", part, "dtd", name, config, -1, 2)
         assert layout.parse(os.path.join(root, folder)) == place
         assert place.classes == classes
+    for part, classes in (("train", "seen@3"), ("seen", "seen@3"), ("unseen", "unseen@3")):
+        folder = layout.select(part, "dtd", 16, name, config, 3, 2)
+        assert folder.startswith(layout.selection("dtd", 16, name))
+        place = layout.Place("select", part, "dtd", name, config, 16, 2, split=3)
+        assert layout.parse(os.path.join(root, folder)) == place
+        assert place.classes == classes
     folder = layout.fewshot("dtd", 4, name, config, 1)
     place = layout.Place("fewshot", "", "dtd", name, config, 4, 1)
     assert layout.parse(os.path.join(root, folder)) == place and place.classes == "all"

@@ -11,7 +11,9 @@ import train
 from proxyfda.benchmarks import SHIFTED
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments import protocols
+from proxyfda.experiments.candidates import Candidate
 from proxyfda.experiments.config import load_config
+from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.names import run_name
 from proxyfda.utils.errors import NotFound
@@ -31,6 +33,75 @@ def test_base2new_has_the_family_s_folders():
     assert folders(jobs) == [f"base2new/train_base/{tail}", f"base2new/test_new/{tail}"]
     assert jobs[1].after == jobs[0].folder
     assert jobs[1].flag("--model-dir") == jobs[0].folder
+
+
+WEIGHTS = [
+    Candidate("plain", "CoOp"),
+    *(Candidate(f"w{w}", "CoOp+rkd", (("TRAINER.PROXYFDA.WEIGHT", w),)) for w in ("1", "3")),
+]
+
+
+def test_select_trains_on_the_seen_half_and_tests_both_on_validation_images():
+    opts = ["TEST.SPLIT", "val", "DATASET.SUBSAMPLE_CLASSES", "all"]
+    where = {**WHERE, "cfg": "vit_b16", "opts": opts}
+    jobs = protocols.select_jobs(WEIGHTS, "dtd", 2, 5, shots=4, **where)
+    top = "select/dtd/shots_4"
+    assert folders(jobs[:3]) == [
+        f"{top}/CoOp/vit_b16/split2/train/seed5",
+        f"{top}/CoOp+rkd/vit_b16-weight_1/split2/train/seed5",
+        f"{top}/CoOp+rkd/vit_b16-weight_3/split2/train/seed5",
+    ]
+    assert len(jobs) == len({job.folder for job in jobs}) == 9
+    for number, job in enumerate(jobs):
+        cfg = load_config(job.parsed())
+        part = Path(job.folder).parent.name
+        tested = number >= 3
+        assert tested == ("--eval-only" in job.flags) == (part != "train")
+        classes = "unseen@2" if part == "unseen" else "seen@2"
+        found = (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.TEST.SPLIT, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        assert found == (classes, "val", -1 if tested else 4, 5)
+        assert job.flag("--protocol") == "select"
+        if tested:
+            assert job.after == job.flag("--model-dir") == jobs[(number - 3) // 2].folder
+    found = [load_config(job.parsed()).TRAINER.PROXYFDA.WEIGHT for job in jobs[:3]]
+    assert found[1:] == [1.0, 3.0]
+
+
+def test_a_trainer_of_many_settings_takes_the_place_of_their_trainings():
+    asked = []
+
+    def together(trainings):
+        asked.extend(trainings)
+        return [Job("all at once", "/out/grid", entry="grid")] * len(trainings)
+
+    jobs = protocols.select_jobs(WEIGHTS, "dtd", 1, 1, train=together, **WHERE)
+    alone = protocols.select_jobs(WEIGHTS, "dtd", 1, 1, **WHERE)
+    assert asked == alone[:3]
+    assert [job.folder for job in jobs] == ["/out/grid", *(job.folder for job in alone[3:])]
+    assert {job.after for job in jobs[1:]} == {"/out/grid"}
+    assert [job.flags for job in jobs[1:]] == [job.flags for job in alone[3:]]
+
+
+def test_a_variant_is_named_the_same_in_both_protocols():
+    where = {**WHERE, "overlay": "paper_cross"}
+    one = WEIGHTS[1]
+    base, _ = protocols.base2new_jobs(one.run, "dtd", 1, variant=one, **where)
+    train, *_ = protocols.select_jobs([one], "dtd", 1, 1, **where)
+    config = "vit_b16_ctxv1-paper_cross-weight_1"
+    assert f"/CoOp+rkd/{config}/" in base.folder and f"/CoOp+rkd/{config}/" in train.folder
+    assert base.name == "CoOp+rkd dtd seed 1 (weight_1), train_base"
+    base, _ = protocols.base2new_jobs(one.run, "dtd", 1, variant=one, **where, label="mine")
+    assert "/CoOp+rkd/mine-weight_1/" in base.folder
+
+
+def test_an_overlay_may_be_a_file(tmp_path):
+    path = tmp_path / "choice.yaml"
+    path.write_text("TRAINER: {PROXYFDA: {REGULARISER: rkd, WEIGHT: 3}}\n")
+    base, _ = protocols.base2new_jobs("CoOp+rkd", "dtd", 1, overlay=str(path), **WHERE)
+    assert "/CoOp+rkd/vit_b16_ctxv1-choice/" in base.folder
+    assert load_config(base.parsed()).TRAINER.PROXYFDA.WEIGHT == 3.0
+    with pytest.raises(NotFound, match="the overlay .*gone.yaml does not exist"):
+        protocols.base2new_jobs("CoOp+rkd", "dtd", 1, overlay=str(tmp_path / "gone.yaml"), **WHERE)
 
 
 def test_transfer_trains_once_and_has_the_family_s_folders():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -108,6 +109,16 @@ def test_an_output_folder_of_another_config_is_refused_untouched(run, tmp_path):
     with pytest.raises(FileExistsError, match="OPTIM.LR is 0.05 there and 0.01 here"):
         run(tmp_path / "out", "CoOp", *BASE, "OPTIM.LR", 0.01)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+def test_it_is_one_run_whether_the_trainer_or_the_config_names_the_regulariser(run, tmp_path):
+    words = (*BASE, "OPTIM.MAX_EPOCH", 1)
+    first = run(tmp_path / "out", "FDACoOp", *words)
+    assert run(tmp_path / "out", "FDACoOp", "--regulariser", "fda", *words) == {
+        **first, "time": ANY, "cfg": ANY,
+    }  # fmt: skip
+    with pytest.raises(FileExistsError, match="TRAINER.NAME is 'FDACoOp' there and 'CoOp' here"):
+        run(tmp_path / "out", "CoOp", *words)
 
 
 def test_a_run_goes_on_only_with_as_many_workers(run, tmp_path):
