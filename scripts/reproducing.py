@@ -228,7 +228,9 @@ def _show_estimate(args: Namespace, plan: Plan, select_jobs: Callable) -> None:
             sizes[config] = plan.size(config)
         return sizes[config]
 
-    chosen = [job for words in plan.selections() for job in select_jobs(words)]
+    # Trainers with FDA and Proxy-FDA are compared with one plain one.
+    each = (job for words in plan.selections() for job in select_jobs(words))
+    chosen = list({job.folder: job for job in each}.values())
     parts, example = {}, {}
     for part, jobs in (("choosing", chosen), ("final", plan.final_jobs())):
         todo = [job for job in jobs if not job.complete]

@@ -235,15 +235,8 @@ def report(
         f"reproduced: within two standard errors of the difference, s · sqrt(1/n + "
         f"1/{PUBLISHED_SEEDS}) with our spread s over n seeds, or within {FLOOR} points."
     )
-    return "\n".join(
-        [
-            verdict_table(lines, form),
-            "",
-            f"Cells: {', '.join(counts)}.",
-            rule,
-            *(f"- {n}" for n in notes),
-        ]
-    )
+    head = [verdict_table(lines, form), "", f"Cells: {', '.join(counts)}.", rule]
+    return "\n".join([*head, *(f"- {note}" for note in notes)])
 
 
 def _parts(run: str) -> Tuple[str, str]:

@@ -108,15 +108,15 @@ def test_missing_data_and_weights_are_told_before_anything_runs(tmp_path, words)
 def test_estimate_counts_what_is_left_and_takes_given_seconds(
     capsys, tmp_path, few_settings, words
 ):
-    words = ["reproduce", "CoOp,FDACoOp", *words, "--estimate"]
+    words = ["reproduce", "CoOp,FDACoOp,ProxyFDACoOp", *words, "--estimate"]
     assert run.main([*words, "--seconds-per-step", "3600"]) == 0
     rows = {
         tuple(line.split()[:2]): line.split()[2:] for line in capsys.readouterr().out.splitlines()
     }
-    # Two datasets, one seed, a batch each; 36000 s for a step
+    # Two datasets, one seed, a batch each; an hour for a step
     assert rows["final", "FDACoOp"][:3] == ["2", "4", "2"]
     assert rows["choosing", "FDACoOp"][:3] == ["2", "6", "2"]  # one setting on two datasets
-    assert rows["choosing", "CoOp"][:3] == ["2", "6", "2"]
+    assert rows["choosing", "CoOp"][:3] == ["2", "6", "2"]  # one plain run for both
     steps, tested, hours = (float(rows["final", "CoOp"][i]) for i in (2, 4, 5))
     assert hours == pytest.approx(steps + tested / 32, abs=0.06)
     assert not (tmp_path / "out").exists()
