@@ -180,8 +180,10 @@ class Attached:
             self._handle: Any = module.register_forward_hook(self._hook, with_kwargs=True)
         except TypeError:  # before torch 2.0, where hooks see no keyword arguments
             self._handle = module.register_forward_hook(self._hook)
+        self._unwatch: Any = None
         if scale is None:
             loss_scale.watch()
+            self._unwatch = weakref.finalize(self, loss_scale.unwatch)
 
     @property
     def weight(self) -> float:
@@ -200,8 +202,8 @@ class Attached:
             return
         self._handle.remove()
         self._handle = None
-        if self._given_scale is None:
-            loss_scale.unwatch()
+        if self._unwatch is not None:
+            self._unwatch()
         _forget_compiled()
 
     def __enter__(self) -> Attached:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from proxyfda import FDA, FrozenCopy, ProxyFDA, attach
+from proxyfda.integrations import loss_scale
 from proxyfda.utils.errors import BadType, BadValue, Unusable
 
 D, N, STEPS, WEIGHT = 6, 10, 3, 0.7
@@ -345,9 +346,8 @@ def test_selective_checkpointing():
 
 
 @new
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("when", ["before-and-run", "after"])
-def test_compiled_models(backend, when):
+@pytest.mark.parametrize(("when", "backend"), [("before-and-run", "aot_eager"), ("after", "eager")])
+def test_compiled_models(when, backend):
     def compiled(loop):
         if not hasattr(loop, "model"):
             loop.model = torch.compile(nn.Sequential(loop.encoder, loop.head), backend=backend)
@@ -720,6 +720,16 @@ def test_graphs_without_a_backward_pass_are_freed():
     finally:
         gc.enable()
         loop.handle.remove()
+
+
+def test_what_watches_the_loss_goes_with_the_module():
+    before = loss_scale._watchers
+    module = nn.Linear(2, 2)
+    handle = attach(module, FDA())
+    assert loss_scale._watchers == before + 1
+    del module, handle
+    gc.collect()
+    assert loss_scale._watchers == before
 
 
 def test_a_parameter_that_a_module_hands_out_gathers_no_hooks():

@@ -174,7 +174,13 @@ def test_outside_and_after_a_pass_that_failed_there_is_no_factor():
     assert loss_scale.current().factor == 1.0
 
 
-def test_torch_is_as_it_was_when_nobody_watches():
+@pytest.fixture
+def alone(monkeypatch):
+    """As if no handle of another test were on."""
+    monkeypatch.setattr(loss_scale, "_watchers", 1)
+
+
+def test_torch_is_as_it_was_when_nobody_watches(alone):
     wrapped = torch.autograd.backward
     loss_scale.watch()
     assert torch.autograd.backward is wrapped
@@ -185,7 +191,7 @@ def test_torch_is_as_it_was_when_nobody_watches():
     loss_scale.watch()
 
 
-def test_a_wrapper_around_ours_is_left_alone(monkeypatch):
+def test_a_wrapper_around_ours_is_left_alone(alone):
     ours = torch.autograd.backward
     calls = []
 
