@@ -19,8 +19,8 @@ DOCTEST = re.compile(r"^( *)>>> .*(?:\n(?! *$).*)*", re.MULTILINE)
 def to_markdown(text: str, resolve=lambda name: name) -> str:
     """The Markdown of a docstring; ``resolve`` gives the full name of what a role names.
 
-    >>> print(to_markdown("See :func:`fda_loss`::", lambda name: "proxyfda.regularisers." + name))
-    See <autoref optional identifier="proxyfda.regularisers.fda_loss"><code>fda_loss</code></autoref>:
+    >>> print(to_markdown("See :func:`fda_loss`::", lambda name: "a." + name))
+    See <autoref optional identifier="a.fda_loss"><code>fda_loss</code></autoref>:
     >>> print(to_markdown(">>> 1 + 1\\n2"))
     ```pycon
     >>> 1 + 1
