@@ -15,7 +15,7 @@ mkdir -p "$folder/tests"
 mkdir -p "$folder/source"
 git -C "$ROOT" ls-files -z --cached --others --exclude-standard -- proxyfda pyproject.toml MANIFEST.in \
     README.md LICENSE CHANGELOG.md CITATION.cff | (cd "$ROOT" && xargs -0 cp --parents -t "$folder/source")
-"$PYTHON" -m build --wheel --outdir "$folder/dist" "$folder/source" >"$folder/build.log" ||
+"$PYTHON" -m build --wheel --outdir "$folder/dist" "$folder/source" >"$folder/build.log" 2>&1 ||
     { cat "$folder/build.log" >&2; exit 1; }
 
 "$target" -m venv --clear "$folder/env"
@@ -39,7 +39,9 @@ install pytest yacs
 more='proxyfda\.(dassl|engine|backbones|experiments|results)\b|dassl_hosts|random_clip|import(orskip\(")? ?datasets'
 for part in neighbours regularisers anchors diagnostics integrations utils; do
     mkdir -p "tests/$part"
-    grep -LE "$more" "$ROOT/tests/$part/"*.py | xargs cp -t "tests/$part"
+    for file in "$ROOT/tests/$part/"*.py; do
+        grep -qE "$more" "$file" || cp "$file" "tests/$part"
+    done
 done
 rm -f tests/integrations/test_install.py # of the repository
 cp "$ROOT"/tests/{naive,operations,test_sampling}.py tests/

@@ -1,7 +1,7 @@
 """Docstrings as the documentation site wants them (an extension of griffe, see mkdocs.yml).
 
 The docstrings are written to be read in a terminal: with ``:class:`` roles, paragraphs that end in
-``::`` and doctests between paragraphs. Here they become links, blocks of code and fenced sessions.
+``::``, tables ruled with ``====`` and doctests between paragraphs. Here they become Markdown.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|exc|data):`(~?)([\w.]+)`")
 REFERENCE = r"See :meth:`[\w.]+`\."
+RULE = r"=+(?: +=+)+ *"
+TABLE = re.compile(rf"^( *)({RULE})\n(.*?)\n\1{RULE}\n(.*?)\n\1{RULE}$", re.MULTILINE | re.DOTALL)
 DOCTEST = re.compile(r"^( *)>>> .*(?:\n(?! *$).*)*", re.MULTILINE)
 
 
@@ -21,11 +23,8 @@ def to_markdown(text: str, resolve=lambda name: name) -> str:
 
     >>> print(to_markdown("See :func:`fda_loss`::", lambda name: "a." + name))
     See <autoref optional identifier="a.fda_loss"><code>fda_loss</code></autoref>:
-    >>> print(to_markdown(">>> 1 + 1\\n2"))
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> to_markdown(">>> 1 + 1\\n2")
+    '```pycon\\n>>> 1 + 1\\n2\\n```'
     """
 
     def link(match):
@@ -37,9 +36,46 @@ def to_markdown(text: str, resolve=lambda name: name) -> str:
         indent = match.group(1)
         return textwrap.indent(f"```pycon\n{textwrap.dedent(match.group(0))}\n```", indent)
 
-    text = DOCTEST.sub(session, text)
+    text = TABLE.sub(table, DOCTEST.sub(session, text))
     text = re.sub(r"(?<=\S)::$", ":", text, flags=re.MULTILINE)
     return ROLE.sub(link, text)
+
+
+def table(match: re.Match) -> str:
+    '''The Markdown of a table ruled with ``====``, as :data:`TABLE` finds it.
+
+    A line in which a cell is empty goes on with the row above it.
+
+    >>> text = """==== =======
+    ... a    b
+    ... ==== =======
+    ... one  goes
+    ...      on
+    ... two  ends
+    ... ==== ======="""
+    >>> print(table(TABLE.match(text)))
+    | a | b |
+    |---|---|
+    | one | goes on |
+    | two | ends |
+    '''
+    indent, rule, head, body = match.groups()
+    starts = [column.start() + len(indent) for column in re.finditer("=+", rule)]
+    ends = [*starts[1:], None]
+
+    def cells(line):
+        return [line[start:end].strip().replace("|", "\\|") for start, end in zip(starts, ends)]
+
+    rows = [cells(head)]
+    for line in body.splitlines():
+        row = cells(line)
+        if len(rows) > 1 and not all(row):
+            rows[-1] = [f"{above} {cell}".strip() for above, cell in zip(rows[-1], row)]
+        else:
+            rows.append(row)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(starts))
+    return "\n".join(indent + line for line in lines)
 
 
 class Docstrings(griffe.Extension):
