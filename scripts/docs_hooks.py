@@ -5,7 +5,7 @@
 - CONTRIBUTING.md, CHANGELOG.md and the model card, which lie elsewhere in the repository.
 
 Links among all of these are written as on a disk, so they also hold where the repository is
-browsed; here they are turned into links of the site.
+browsed; here they are turned into links of the site, and those to code into plain words.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ELSEWHERE = {
 }
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 
-LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)")
+LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def notebooks():
@@ -82,7 +82,13 @@ def on_page_markdown(markdown, page, config, files):
         markdown = markdown.replace("<!-- public names -->", public_names())
     here = page.file.src_uri
     place = {page: source for source, page in ELSEWHERE.items()}.get(here, f"docs/{here}")
-    return LINK.sub(lambda match: site_link(match.group(1), place, here), markdown)
+    return LINK.sub(lambda match: _on_site(match, place, here), markdown)
+
+
+def _on_site(match, source, page):
+    words, link, fragment = match.groups(default="")
+    target = site_link(link, source, page)
+    return f"[{words}]({target}{fragment})" if target else words
 
 
 def site_link(link: str, source: str, page: str) -> str:
@@ -97,6 +103,11 @@ def site_link(link: str, source: str, page: str) -> str:
     'contributing.md'
     >>> site_link("docs/ablation.md", "CONTRIBUTING.md", "contributing.md")
     'ablation.md'
+
+    Empty for another file of the repository, which the site does not have:
+
+    >>> site_link("../train.py", "docs/faq.md", "faq.md")
+    ''
     """
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
     if target in ELSEWHERE:
@@ -104,7 +115,7 @@ def site_link(link: str, source: str, page: str) -> str:
     elif target.startswith("docs/"):
         target = target[len("docs/") :]
     else:
-        return link  # outside the site: mkdocs says so
+        return "" if (ROOT / target).is_file() else link  # mkdocs says that it is not there
     if target.endswith(".ipynb"):
         target = target[: -len("ipynb")] + "md"
     return posixpath.relpath(target, posixpath.dirname(page) or ".")

@@ -122,7 +122,8 @@ def test_links_of_the_site_are_made_from_links_on_the_disk():
     )
     assert link("docs/ablation.md", "CONTRIBUTING.md", "contributing.md") == "ablation.md"
     assert link("notebooks/a.ipynb", "docs/attach.md", "attach.md") == "notebooks/a.md"
-    assert link("../train.py", "docs/attach.md", "attach.md") == "../train.py"  # mkdocs complains
+    assert link("../train.py", "docs/attach.md", "attach.md") == ""  # not on the site
+    assert link("../gone.py", "docs/attach.md", "attach.md") == "../gone.py"  # mkdocs says so
 
 
 def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path):
