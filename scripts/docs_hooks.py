@@ -23,10 +23,10 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from docs_docstrings import to_markdown  # noqa: E402
+from docs_docstrings import to_markdown
 
-import proxyfda  # noqa: E402
-from proxyfda import regularisers  # noqa: E402
+import proxyfda
+from proxyfda import regularisers
 
 ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
