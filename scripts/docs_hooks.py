@@ -39,7 +39,7 @@ LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def notebooks():
-    """Title and path of every notebook, by the number or letter that its file begins with."""
+    """Title and path of every notebook, in the order of their file names."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         heading = re.search(r"^# (.+)$", notebook_page(path), re.MULTILINE)
         yield heading.group(1) if heading else path.stem.replace("_", " "), path
