@@ -34,8 +34,9 @@ print(f"proxyfda {proxyfda.__version__} on Python {sys.version.split()[0]}, torc
       f" all {len(proxyfda.__all__)} public names with torch alone")
 PY
 
-# A host on Dassl brings yacs. Tests that need the engine or more stay behind.
-install pytest yacs
+# The tests' own needs: a host on Dassl brings yacs, and some compare with NumPy. Tests that need the
+# engine or more stay behind.
+install pytest yacs numpy
 more='proxyfda\.(dassl|engine|backbones|experiments|results)\b|dassl_hosts|random_clip|import(orskip\(")? ?datasets'
 for part in neighbours regularisers anchors diagnostics integrations utils; do
     mkdir -p "tests/$part"
