@@ -6,6 +6,9 @@ from operations import count_operations, synchronisations
 
 from proxyfda.regularisers import create
 
+older = pytest.mark.skipif(
+    torch.__version__.startswith("1."), reason="older versions make other operations of the same"
+)
 OPERATIONS = {
     ("fda", "frozen images"): 60,
     ("fda", "tuned images"): 66,
@@ -43,6 +46,7 @@ def step_of(name, images):
     return step
 
 
+@older
 @pytest.mark.parametrize("name, images", OPERATIONS)
 def test_number_of_operations(name, images):
     counts = count_operations(step_of(name, images))
@@ -55,6 +59,7 @@ def test_nothing_waits_for_a_device(name, images):
     assert synchronisations(step_of(name, images)) == []
 
 
+@older
 def test_what_is_counted():
     x = torch.randn(4, 3, requires_grad=True)
 

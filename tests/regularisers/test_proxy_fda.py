@@ -240,6 +240,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("1."), reason="the size of a storage can be asked for from 2.0 on"
+)
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
 def test_memory_of_a_step_with_600_classes_is_bounded(cross):
     # Without the bounds: 600 anchors of 239 proxies over 600 columns, 86 million.
