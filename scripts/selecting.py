@@ -20,7 +20,7 @@ from dataclasses import replace
 import yaml
 
 from proxyfda.dassl import build_dataset
-from proxyfda.experiments import layout, protocols, sweep
+from proxyfda.experiments import grid, layout, protocols, sweep
 from proxyfda.experiments.candidates import Candidate, candidates, parse_tries, plain_candidate
 from proxyfda.experiments.config import flat, load_config
 from proxyfda.experiments.jobs import Job
@@ -55,6 +55,7 @@ def select(args: Namespace, project: Project, prepare: Callable[[], dict]) -> in
     jobs = [job for search in searches for job in search.jobs()]
     for search in searches:
         search.check_settings()
+    grid.join(jobs)
     if args.dry_run:
         code = sweep.run(jobs, dry_run=True, strict=True)
         print("then: the choice, and with it base2new" if args.final else "then: the choice")
@@ -73,6 +74,7 @@ def select(args: Namespace, project: Project, prepare: Callable[[], dict]) -> in
         for search in searches:
             for job in search.every_base2new():
                 final.setdefault(job.folder, job)
+        grid.join(list(final.values()))
     if final:
         code |= sweep.run(list(final.values()), **where)
         results = [sys.executable, "-m", "proxyfda.results", args.output, "--protocol", "base2new"]

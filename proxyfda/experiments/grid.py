@@ -18,7 +18,9 @@ from yacs.config import CfgNode
 from proxyfda.dassl import TRAINER_REGISTRY, announce_engine, new_log
 from proxyfda.experiments import run
 from proxyfda.experiments.config import flat, load_config
+from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import folder_lock
+from proxyfda.integrations.dassl import describe_regulariser
 from proxyfda.names import split_run_name
 from proxyfda.utils.errors import BadValue, UserError
 
@@ -79,6 +81,38 @@ def main(runs: list[argparse.Namespace]) -> list[dict | UserError | None]:
         ]
 
 
+def join(jobs: list[Job]) -> None:
+    """Let the trainings of a list that can go together run in one pass: set their ``Job.grid``."""
+    groups: dict[tuple, list[Job]] = {}
+    for job in jobs:
+        if job.after or "--eval-only" in job.flags:
+            continue
+        job.module()  # registers the trainers
+        if hasattr(TRAINER_REGISTRY.get(job.flag("--trainer")), "build_grid"):
+            cfg = load_config(job.parsed())
+            if not _beyond_the_batch(cfg):
+                groups.setdefault(_what_is_shared(cfg), []).append(job)
+    for group in groups.values():
+        for job in group if len(group) > 1 else ():
+            job.grid = group[0].folder
+
+
+def _what_is_shared(cfg: CfgNode) -> tuple:
+    """What makes the batches of a run; runs with the same can be trained in one pass."""
+    what = describe_regulariser(cfg) or {}
+    batches = tuple(what.get(key) or 0 for key in ("m", "n", "mining"))
+    # K bounds the images of a class in a batch.
+    batches += (what["options"].get("k") if batches[0] else None,)
+    common = tuple((key, repr(value)) for key, value in sorted(flat(cfg)) if _is_common(key))
+    return split_run_name(cfg.TRAINER.NAME)[0], batches, common
+
+
+def _beyond_the_batch(cfg: CfgNode) -> str:
+    """The option by which a run encodes more than its batch, which a grid prepares; or empty."""
+    what = describe_regulariser(cfg) or {}
+    return next((name.upper() for name in ("words", "mixed") if what.get(name)), "")
+
+
 def check(runs: list[argparse.Namespace], cfgs: list[CfgNode]):
     """Refuse runs that cannot be trained together; gives what builds the grid of those that can.
 
@@ -103,6 +137,12 @@ def check(runs: list[argparse.Namespace], cfgs: list[CfgNode]):
             raise BadValue(
                 f"the run in {cfg.OUTPUT_DIR} has --resume {cfg.RESUME}; a grid goes on from its "
                 "runs' own folders, so leave it out or run that one by itself"
+            )
+        beyond = _beyond_the_batch(cfg)
+        if beyond:
+            raise BadValue(
+                f"the run in {cfg.OUTPUT_DIR} uses TRAINER.PROXYFDA.{beyond}; a grid encodes the "
+                "images and class texts of its batches alone, so run that one by itself"
             )
     hosts = [split_run_name(cfg.TRAINER.NAME)[0] for cfg in cfgs]
     build = getattr(TRAINER_REGISTRY.get(cfgs[0].TRAINER.NAME), "build_grid", None)

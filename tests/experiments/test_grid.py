@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import train
+from proxyfda.experiments import grid, layout, record, sweep
 from proxyfda.experiments import jobs as job_module
-from proxyfda.experiments import layout, record, sweep
 from proxyfda.experiments.jobs import DONE, FAILED, Job
 from proxyfda.utils.errors import BadValue
 
@@ -206,6 +206,14 @@ def test_a_setting_that_diverges_drops_out_and_the_others_go_on(run_grid, run, t
         ({"a": ["CoOp"], "b": ["CoOp", "--no-train"]}, "has --no-train"),
         ({"a": ["CoOp"], "b": ["CoOp", "--resume", "x"]}, "has --resume x"),
         ({"a": ["CoOp"], "a/../a": ["CoOp"]}, "two runs of the grid have the output folder"),
+        (
+            {"a": ["CoOp", "--regulariser", "rkd", P + "SPACES", "image_words"]},
+            "a uses TRAINER.PROXYFDA.WORDS",
+        ),
+        (
+            {"a": ["CoOp", "--regulariser", "rkd", P + "MIXED", 4]},
+            "a uses TRAINER.PROXYFDA.MIXED",
+        ),
         ({"a": ["CoOp", "TRAINER.COOP.GRID_MEMORY", 0]}, "GRID_MEMORY is 0 GiB"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -240,6 +248,33 @@ def test_jobs_of_one_grid_run_in_one_pass_with_what_evaluates_them(argv, tmp_pat
     assert [sweep.run(jobs), calls] == [0, [2]]
     (tmp_path / "rkd" / layout.RESULT).unlink()
     assert [sweep.run(jobs), calls] == [0, [2, 1]]
+
+
+def test_trainings_that_can_go_together_are_joined(argv, tmp_path):
+    settings = {
+        "plain": ["CoOp"],
+        "rkd": ["CoOp", "--regulariser", "rkd"],
+        "long": ["CoOp", "OPTIM.MAX_EPOCH", 9],
+        "other seed": ["CoOp", "--seed", 7],
+        "balanced": ["FDACoOp", P + "M", 3, P + "N", 2, P + "K", 3],
+        "balanced too": ["FDACoOp", P + "M", 3, P + "N", 2, P + "K", 3, P + "WEIGHT", 2],
+        "balanced by K": ["FDACoOp", P + "M", 3, P + "N", 2, P + "K", 2],
+        "words": ["CoOp", "--regulariser", "rkd", P + "SPACES", "words"],
+        "MaPLe": ["MaPLe"],
+        "MaPLe too": ["MaPLe", "--regulariser", "rkd"],
+    }
+    jobs = grid_jobs(argv, tmp_path, settings)
+    for job in jobs:
+        job.grid = ""
+    grid.join(jobs)
+    together = {}
+    for job in jobs:
+        if job.grid:
+            together.setdefault(job.grid, set()).add(job.name.split(",")[0])
+    assert sorted(map(sorted, together.values())) == [
+        ["balanced", "balanced too"],
+        ["plain", "rkd"],
+    ]
 
 
 def test_jobs_share_the_fate_of_their_grid_or_fail_alone(argv, tmp_path, monkeypatch):

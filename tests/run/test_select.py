@@ -1,6 +1,7 @@
 """scripts/select.sh on a small folder of images and a tiny CLIP, and its command line."""
 
 import csv
+import json
 import os
 import signal
 from pathlib import Path
@@ -99,6 +100,14 @@ def test_only_training_and_validation_images_of_base_classes_are_read(chosen):
     assert {part for part, _ in parts} == {"train", "val"}
     # All validation images of these classes, although the shots are fewer.
     assert len({path for path in read if "/val/" in path}) == 4 * 3
+
+
+@pytest.mark.slow
+def test_settings_of_coop_are_trained_in_one_pass(chosen):
+    output, _ = chosen
+    results = [json.loads(path.read_text()) for path in Path(output).rglob("result.json")]
+    assert sum("grid" in result for result in results) == 3  # plain and two settings
+    assert {result["grid"] for result in results if "grid" in result} == {3}
 
 
 @pytest.mark.slow
