@@ -49,8 +49,8 @@ HELP = {
     "CFG": "config of the trainer (default: configs/defaults.yaml)",
     "REGULARISER": "what trainers train with whose names say nothing (none: the batches of "
     "TRAINER.PROXYFDA.M and N alone)",
-    "OVERLAY": "config of configs/regularisers, or a YAML file such as select writes, on top of that "
-    "of trainers with a regulariser",
+    "OVERLAY": "config of configs/regularisers, or a YAML file such as select writes, on top of "
+    "that of trainers with a regulariser",
     "LABEL": "name of the config's folder in the output, for runs with KEY VALUE options",
     "WORKERS": "jobs at a time on each device (default: 1)",
     "DEVICES": "GPUs joined by commas, or cpu (default: all GPUs, else cpu)",
