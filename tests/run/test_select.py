@@ -5,10 +5,12 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import run
+import selecting
 import yaml
 from PIL import Image
 
@@ -162,7 +164,17 @@ def test_the_same_command_goes_on_and_ends_with_base2new(chosen, command, capfd)
 
 
 @pytest.mark.slow
-def test_one_choice_for_several_datasets(birds, command, tmp_path, capfd):
+def test_one_choice_for_several_datasets(birds, command, tmp_path, capfd, monkeypatch):
+    whole, final = selecting.sweep.run, []
+
+    def first_alone(jobs, strict=False, **where):
+        if strict:
+            return whole(jobs, strict=True, **where)
+        final.extend(jobs)
+        return 0
+
+    monkeypatch.setattr(selecting.sweep, "run", first_alone)
+    monkeypatch.setattr(selecting, "subprocess", SimpleNamespace(run=lambda *_, **__: None))
     other = Path(birds).with_name("bugs.yaml")
     other.write_text(Path(birds).read_text())
     words = ["--shared", "--splits", "1", "--try", "WEIGHT=30"]
@@ -171,10 +183,13 @@ def test_one_choice_for_several_datasets(birds, command, tmp_path, capfd):
     for name in ("birds", "bugs", "shared"):
         folder = tmp_path / layout.selection(name, 2, "CoOp+kl")
         assert (folder / "choice.yaml").is_file() and (folder / "seen_unseen.svg").is_file()
-    weight = yaml.safe_load((folder / "choice.yaml").read_text())["TRAINER"]["PROXYFDA"]["WEIGHT"]
+    expected = {("ZeroshotCLIP", False), ("CoOp", False), ("CoOp+kl", True)}
     for name in ("birds", "bugs"):
-        place = layout.base2new("train_base", name, 2, "CoOp+kl", f"*-weight_{weight:g}", 1)
-        assert len(list(tmp_path.glob(place))) == 1
+        own = [job for job in final if f"/{name}/" in job.folder]
+        places = [layout.parse(job.folder) for job in own]
+        shared = [str(folder / "choice.yaml") in job.flags for job in own]
+        assert {(place.name, is_shared) for place, is_shared in zip(places, shared)} == expected
+        assert places[-1].config.endswith("-weight_30") and len(own) == 6
     assert "each the mean over birds, bugs" in printed
 
 
