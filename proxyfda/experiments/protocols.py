@@ -8,7 +8,7 @@ such as ``CoOp``, ``ProxyFDACoOp`` and ``CoOp+rkd``.
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from proxyfda.experiments import layout
 from proxyfda.experiments.candidates import Candidate
@@ -161,7 +161,6 @@ def select_jobs(
     seed: int,
     *,
     shots: int = 16,
-    train: Callable[[list[Job]], list[Job]] = list,
     **where,
 ) -> list[Job]:
     """Train every setting on the seen half of the base classes, and test it on either half.
@@ -172,13 +171,10 @@ def select_jobs(
     Args:
         settings: what to compare. All have to be given one ``cfg``, to differ in nothing else.
         split: number of the halves, from 1.
-        train: turns the trainings, one per setting, into the jobs that make their folders, in the
-            same order; by default each by itself. A trainer that trains many settings at once comes
-            in here, with the same job for each of them.
         where: as for :func:`base2new_jobs`, but for ``variant``.
     """
     trainings: list[Job] = []
-    tests: list[list[Job]] = []
+    tests: list[Job] = []
     for one in settings:
         setting = _Setting("base2new", one.run, dataset, shots, variant=one, **where)
 
@@ -192,13 +188,9 @@ def select_jobs(
         trainings.append(job(layout.TRAIN))
         words = ("--eval-only", "--model-dir", trainings[-1].folder)
         # As in base2new_jobs: few-shot sampling would leave too few validation images.
-        tests.append([job(part, *words, shots=-1) for part in (layout.SEEN, layout.UNSEEN)])
-    trained_by = train(trainings)
-    for made, pair in zip(trained_by, tests):
-        for test in pair:
-            test.after = made.folder
-    jobs = {made.folder: made for made in trained_by}
-    return [*jobs.values(), *(test for pair in tests for test in pair)]
+        after = trainings[-1].folder
+        tests += [job(part, *words, shots=-1, after=after) for part in (layout.SEEN, layout.UNSEEN)]
+    return [*trainings, *tests]
 
 
 def fewshot_jobs(run: str, dataset: str, seed: int, *, shots: int, **where) -> list[Job]:

@@ -13,7 +13,6 @@ from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments import protocols
 from proxyfda.experiments.candidates import Candidate
 from proxyfda.experiments.config import load_config
-from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.names import run_name
 from proxyfda.utils.errors import NotFound
@@ -65,21 +64,6 @@ def test_select_trains_on_the_seen_half_and_tests_both_on_validation_images():
             assert job.after == job.flag("--model-dir") == jobs[(number - 3) // 2].folder
     found = [load_config(job.parsed()).TRAINER.PROXYFDA.WEIGHT for job in jobs[:3]]
     assert found[1:] == [1.0, 3.0]
-
-
-def test_a_trainer_of_many_settings_takes_the_place_of_their_trainings():
-    asked = []
-
-    def together(trainings):
-        asked.extend(trainings)
-        return [Job("all at once", "/out/grid", entry="grid")] * len(trainings)
-
-    jobs = protocols.select_jobs(WEIGHTS, "dtd", 1, 1, train=together, **WHERE)
-    alone = protocols.select_jobs(WEIGHTS, "dtd", 1, 1, **WHERE)
-    assert asked == alone[:3]
-    assert [job.folder for job in jobs] == ["/out/grid", *(job.folder for job in alone[3:])]
-    assert {job.after for job in jobs[1:]} == {"/out/grid"}
-    assert [job.flags for job in jobs[1:]] == [job.flags for job in alone[3:]]
 
 
 def test_a_variant_is_named_the_same_in_both_protocols():
