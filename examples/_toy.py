@@ -26,6 +26,11 @@ from datasets.bundled.specs import SPECS
 from proxyfda.backbones.clip import ImageEncoder, load_clip
 from proxyfda.diagnostics import knn_accuracy, neighbour_overlap
 
+# The repository's folder "datasets" would pass for Hugging Face's library of that name.
+sys.path.remove(str(ROOT))
+for _name in [name for name in sys.modules if name.split(".")[0] == "datasets"]:
+    del sys.modules[_name]
+
 torch.set_num_threads(1)
 
 TOLERANCE = 1e-5
@@ -61,7 +66,7 @@ class Toy:
         return [(images[i], labels[i]) for order in orders for i in order.split(size)]
 
 
-def load_toy(shots: int = 8, questions: int = 5) -> Toy:
+def load_toy(shots: int = 8, questions: int = 4) -> Toy:
     """Draw the pictures: ``shots`` of each class with labels, ``questions`` to ask."""
     first, *others = [
         (_pictures(spec, "train", shots), _pictures(spec, "val", questions)) for spec in SPECS

@@ -86,7 +86,7 @@ def main() -> None:
         metavar="NAME",
     )  # fmt: skip
     parser.add_argument("--weight", type=float, default=5.0, help="λ")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
 
