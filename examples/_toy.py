@@ -69,12 +69,13 @@ class Toy:
 def load_toy(shots: int = 8, questions: int = 4) -> Toy:
     """Draw the pictures: ``shots`` of each class with labels, ``questions`` to ask."""
     first, *others = [
-        (_pictures(spec, "train", shots), _pictures(spec, "val", questions)) for spec in SPECS
+        (pictures(spec, "train", shots), pictures(spec, "val", questions)) for spec in SPECS
     ]
     return Toy(*first, others)
 
 
-def _pictures(spec, part: str, count: int) -> Pictures:
+def pictures(spec, part: str, count: int) -> Pictures:
+    """``count`` pictures of each class of a rendered dataset."""
     drawn, labels = spec.draw(part, count)
     mean = torch.tensor(_encoder().image_mean).view(3, 1, 1)
     std = torch.tensor(_encoder().image_std).view(3, 1, 1)
