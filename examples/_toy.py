@@ -149,7 +149,9 @@ def curves(by_hand: Sequence[dict[str, float]], attached: Sequence[dict[str, flo
         pairs = "  ".join(f"{first[name]:10.6f} | {second[name]:10.6f}" for name in names)
         print(f"{step:4d}  {pairs}")
     largest = max(
-        abs(first[name] - second[name]) for first, second in zip(by_hand, attached) for name in names
+        abs(first[name] - second[name])
+        for first, second in zip(by_hand, attached)
+        for name in names
     )
     print(f"largest difference {largest:.1e}", flush=True)
     if len(by_hand) != len(attached) or not largest <= TOLERANCE:

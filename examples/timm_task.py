@@ -25,7 +25,7 @@ from proxyfda.regularisers import create
 
 
 def build(toy):
-    """A ViT of timm with the bundled tower's weights and a new classifier, the same in every run."""
+    """A ViT of timm with the bundled tower's weights and a new classifier, always the same."""
     model = timm.create_model(
         "vit_base_patch16_clip_224", num_classes=0, img_size=32, patch_size=8, embed_dim=128,
         depth=4, num_heads=4,

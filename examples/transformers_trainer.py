@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 
 def build(toy):
-    """A classifier with the bundled CLIP's image tower, and a head that is the same in every run."""
+    """A classifier with the bundled CLIP's image tower and a new head, always the same."""
     config = CLIPVisionConfig(
         hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
         image_size=32, patch_size=8, hidden_act="gelu",

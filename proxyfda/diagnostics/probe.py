@@ -49,7 +49,8 @@ def knn_accuracy(x: Any, labels: Any, queries: Any, query_labels: Any, k: int = 
     for name, rows, found in (("labels", features, classes), ("query_labels", asked, wanted)):
         if found.shape != rows.shape[:1] or not len(found):
             raise BadValue(
-                f"{name} has shape {list(found.shape)} for {len(rows)} features; give one class each."
+                f"{name} has shape {list(found.shape)} for {len(rows)} features; give each one "
+                f"class."
             )
     if k < 1:
         raise BadValue(f"k is {k!r}; use at least 1 neighbour.")

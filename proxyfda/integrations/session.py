@@ -51,7 +51,9 @@ class Session:
                 f"module is a {type(module).__name__}; give the torch.nn.Module to regularise."
             )
         if generator_lr is not None and not 0 < generator_lr < float("inf"):
-            raise BadValue(f"generator_lr is {generator_lr!r}; use a finite number above 0, or None.")
+            raise BadValue(
+                f"generator_lr is {generator_lr!r}; use a finite number above 0, or None."
+            )
         self.module, self.regulariser, self.weight = module, regulariser, weight
         self.handle: Optional[Attached] = None
         self._anchors: Any = FrozenCopy(module) if anchors == "copy" else anchors
