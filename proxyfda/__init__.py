@@ -36,6 +36,7 @@ _HOMES = {
     "ProxyGenerator": "proxyfda.neighbours",
     "proxy_loss": "proxyfda.neighbours",
     "FrozenCopy": "proxyfda.anchors",
+    "CachedFeatures": "proxyfda.anchors",
     "attach": "proxyfda.integrations.loop",
     "ClassBalancedBatchSampler": "proxyfda.sampling",
     "class_similarity": "proxyfda.sampling",

@@ -173,21 +173,29 @@ class _Joint:
         """Gradient by the identity of the tensor that it joins."""
         raise NotImplementedError
 
+    def _has_more(self) -> bool:
+        """Whether something came that the last computation has not seen."""
+        return False
+
     def _join(self, key: int) -> Callable[[Tensor], Optional[Tensor]]:
         def join(grad: Tensor) -> Optional[Tensor]:
             if not self._active:
                 return None
-            # A host may run backward twice over one graph; the term belongs in once.
+            # A host may run backward twice over one graph; the term belongs in once. Where it does
+            # so for the features of two batches, what both share (class texts) takes both terms.
             self._reached[key] += 1
-            if self._reached[key] != self._backward_pass:
+            due = self._reached[key] == self._backward_pass
+            if self._extra is not None and self._backward_pass == 1:
+                due |= key in self._extra or self._has_more()
+            if not due:
                 return None
-            if self._extra is None:
+            if self._extra is None or self._has_more():
                 # The hooks also run where the loss of this gradient goes back to the weights.
                 self._active = False
-                self._extra = self._compute()
+                self._extra = {**(self._extra or {}), **self._compute()}
                 self._active = True
                 self._scaled_by = self._scale()
-            extra = self._extra.get(key)
+            extra = self._extra.pop(key, None)
             if extra is None:
                 return None
             # fp32 sum: a scaled half-precision gradient would lose the smaller summand.
@@ -231,6 +239,7 @@ class FeatureCapture(_Joint):
 
     def _begin(self) -> None:
         self._calls, self._again, self._added = {}, Counter(), {}
+        self._computed: Counter[str] = Counter()
 
     def _end(self) -> None:
         self._calls = {}
@@ -293,9 +302,19 @@ class FeatureCapture(_Joint):
 
         return hook
 
+    def _has_more(self) -> bool:
+        # Half-batches: forward, backward, forward, backward within one step of the host.
+        return any(
+            call.tuned
+            for name, calls in self._calls.items()
+            for call in calls[self._computed[name] :]
+        )
+
     def _compute(self) -> Dict[int, Optional[Tensor]]:
         captured = Captured()
-        for name, calls in self._calls.items():
+        for name, found in self._calls.items():
+            calls = found[self._computed[name] :] or found
+            self._computed[name] = len(found)
             tuned = [call for call in calls if call.tuned]
             if any(call.output.requires_grad and not call.tuned for call in calls):
                 raise Unusable(_REENTRANT.format(name))

@@ -48,36 +48,29 @@ def attach(
     A regulariser with parameters of its own (the proxies' generator) receives their gradients;
     give ``regulariser.parameters()`` to an optimiser.
 
-    ============================== ================================================================
-    In the loop                    What happens, and what to do
-    ============================== ================================================================
-    gradient accumulation          Each forward pass is a batch of its own to the regulariser,
-                                   however many there are before a backward pass or a step. Where
-                                   the loop divides its loss by k so is the term; a warning says so
-                                   once, and an explicit ``scale`` settles it.
-    ``GradScaler``, autocast       The scale is found. The term is computed in fp32.
-    a constant factor in the loss  ``0.5 * loss`` halves the term as well, as ``loss / 2`` does;
-                                   give ``scale=1.0`` if that is not meant.
-    several calls in a step        A term each; with ``together=True`` one on all of them joined.
-    activation checkpointing       Counts once, reentrant or not.
-    ``torch.compile``              Before or after attach. With ``fullgraph=True`` compile the
-                                   module by itself and attach to what ``torch.compile`` returns.
-    DDP                            Attach to the module inside or to the wrapper, on every rank. The
-                                   regulariser's own parameters are made the same on all ranks and
-                                   their gradients averaged.
-    DataParallel                   Attach to the wrapper, which gathers the features.
-    FSDP                           ``frozen = FrozenCopy(module)`` before sharding, then
-                                   ``anchors=frozen``.
-    features edited in place       Refused: write ``x = x / y`` for ``x /= y``.
-    ``create_graph``, torch.func   Refused: add the term to the loss by hand.
-    two backward passes over one   The first has the term.
-    forward pass
-    the module is copied, saved    Copies and pickles are without the term, and so are they with it.
-    features that the loss does    No term: no gradient arrives to which it could be added.
-    not use
-    methods other than a call      ``model.encode_image(x)`` calls ``model.visual(x)``: attach to
-                                   that. ``handle.terms`` stays empty where nothing was seen.
-    ============================== ================================================================
+    In the loop:
+
+    - *Gradient accumulation*: each forward pass is a batch of its own to the regulariser, however
+      many there are before a backward pass or a step. Where the loop divides its loss by k, so is
+      the term; a warning says so once, and an explicit ``scale`` settles it.
+    - *GradScaler, autocast*: the scale is found. The term is computed in fp32.
+    - *A constant factor in the loss*: ``0.5 * loss`` halves the term as well, as ``loss / 2`` does;
+      give ``scale=1.0`` if that is not meant. ``loss.sum() / N`` is a mean and leaves it alone.
+    - *Several calls in a step*: a term each; with ``together=True`` one on all of them joined.
+    - *Activation checkpointing*: counts once, reentrant or not.
+    - *torch.compile*: before or after attach. With ``fullgraph=True`` compile the module by itself
+      and attach to what ``torch.compile`` returns.
+    - *DDP*: attach to the module inside or to the wrapper, on every rank. The regulariser's own
+      parameters are made the same on all ranks and their gradients averaged.
+    - *DataParallel*: attach to the wrapper, which gathers the features.
+    - *FSDP*: ``frozen = FrozenCopy(module)`` before sharding, then ``anchors=frozen``.
+    - *Features edited in place*: refused; write ``x = x / y`` for ``x /= y``.
+    - *create_graph=True, torch.func*: refused; add the term to the loss by hand.
+    - *Two backward passes over one forward pass*: the first has the term.
+    - *Features that the loss does not use*: no term, as no gradient arrives that it could join.
+    - *Methods other than a call*: ``model.encode_image(x)`` calls ``model.visual(x)``, so attach to
+      ``model.visual``. Where nothing was seen ``handle.terms`` stays empty.
+    - *Copies and pickles of the module*: have no term; its ``state_dict`` is what it was.
 
     Args:
         module: returns features, alone or in a tuple, list, mapping or dataclass.
@@ -184,6 +177,7 @@ class Attached:
         if scale is None:
             loss_scale.watch()
             self._unwatch = weakref.finalize(self, loss_scale.unwatch)
+            self._unwatch.atexit = False
 
     @property
     def weight(self) -> float:
@@ -201,7 +195,7 @@ class Attached:
         if self._handle is None:
             return
         self._handle.remove()
-        self._handle = None
+        self._handle = self._anchors = self._hook.see = None
         if self._unwatch is not None:
             self._unwatch()
         _forget_compiled()
@@ -415,12 +409,12 @@ class _Hook:
     """The forward hook. Copies and pickles of the module have one that does nothing."""
 
     def __init__(self, handle: Optional[Attached] = None) -> None:
-        self._see: Any = None if handle is None else _uncompiled(handle.see)
+        self.see: Any = None if handle is None else _uncompiled(handle.see)
 
     def __call__(self, module: nn.Module, args: Any, *rest: Any) -> None:
-        if self._see is not None:
+        if self.see is not None:
             kwargs, output = rest if len(rest) == 2 else ({}, *rest)
-            self._see(module, args, kwargs, output)
+            self.see(module, args, kwargs, output)
 
     def __deepcopy__(self, known: Any) -> _Hook:
         return _Hook()

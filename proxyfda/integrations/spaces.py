@@ -307,7 +307,9 @@ class RegularisedSpaces(nn.Module):
             allow_unused=True,
         )
         for parameter, gradient in zip(own, found[len(leaves) :]):
-            parameter.grad = gradient
+            if gradient is not None:  # of an earlier half-batch there may be one
+                before = parameter.grad
+                parameter.grad = gradient if before is None else before + gradient
         by_leaf = {id(leaf): gradient for leaf, gradient in zip(leaves, found)}
         return {
             name: [by_leaf.get(id(leaf)) for leaf in leaves]

@@ -1,6 +1,6 @@
 """What is captured, and how a gradient joins: precision, scale, inputs in every form."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -102,6 +102,86 @@ def test_the_loss_scale_is_asked_for_once():
     with capture.step(scale=lambda: asked.append(1) or 2.0):
         (first(x * 1) + second(x * 1)).backward()
     assert asked == [1] and x.grad.item() == 2 * (1 + 2.0)
+
+
+def half_batches(capture_of, kept_texts):
+    """Weights' gradients of two half-batches, each with a backward pass, in one step."""
+    torch.manual_seed(0)
+    image, text = nn.Linear(4, 3), nn.Linear(5, 3)
+    images, words = torch.randn(2, 6, 4), torch.randn(7, 5)
+    with capture_of(image, text) as term:
+        texts = text(words) if kept_texts else None
+        for half in images:
+            if not kept_texts:
+                texts = text(words)
+            features = image(half)
+            loss = (features @ texts.t()).square().mean() + term(features, texts)
+            loss.backward(retain_graph=kept_texts)
+    return [p.grad for p in (*image.parameters(), *text.parameters())]
+
+
+@pytest.mark.parametrize("kept_texts", [False, True], ids=["encoded-again", "encoded-once"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_each_half_batch_of_a_step_has_its_term(kept_texts, sign):
+    def relate(images, texts):
+        return (images @ texts.t()).sin().sum()
+
+    def by_hand(image, text):
+        return nullcontext(relate)
+
+    def captured(image, text):
+        def gradients(found):
+            leaves = [found.leaves[name][-1] for name in ("image_encoder", "text_encoder")]
+            assert all(len(calls) == 1 for calls in found.calls.values())
+            made = torch.autograd.grad(relate(*leaves), leaves)
+            return dict(zip(("image_encoder", "text_encoder"), ([x] for x in made)))
+
+        names = ("image_encoder", "text_encoder")
+        encoders = dict([*zip(names, (image, text))][::sign])
+        capture = FeatureCapture(encoders, gradients)
+
+        @contextmanager
+        def step():
+            with capture.step():
+                yield lambda *features: 0.0
+
+        return step()
+
+    for got, want in zip(half_batches(captured, kept_texts), half_batches(by_hand, kept_texts)):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+class HalvedHost(hosts.MaPLeLike):
+    """Runs each batch as two halves, with a backward pass of each and one step."""
+
+    def forward_backward(self, batch):
+        self.optim.zero_grad()
+        for half in halves_of(batch):
+            self.task_loss(half).backward()
+        return {"loss": 0.0}
+
+
+def halves_of(batch):
+    return [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
+
+
+@pytest.mark.parametrize("regulariser", ["pointwise", "fda"])
+def test_the_plugin_gives_each_half_batch_its_term(regulariser):
+    def gradients(host, batches, name=regulariser):
+        cfg = hosts.make_cfg(REGULARISER=name, SPACES=("image",), K=2)
+        trainer, sums = make_trainer(host, "")(cfg), []
+        for batch in batches:
+            trainer.forward_backward(batch)
+            sums.append([p.grad.clone() for p in trainer.model.prompt_learner.parameters()])
+        return [sum(parts) for parts in zip(*sums)]
+
+    batch = hosts.make_batch()
+    got = gradients(HalvedHost, [batch])
+    want = gradients(hosts.MaPLeLike, halves_of(batch))
+    bare = gradients(HalvedHost, [batch], "none")
+    assert not all(map(torch.allclose, got, bare))
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_take_a_gradient_once_and_only_within_a_step():
