@@ -416,9 +416,6 @@ class _Hook:
             kwargs, output = rest if len(rest) == 2 else ({}, *rest)
             self.see(module, args, kwargs, output)
 
-    def __deepcopy__(self, known: Any) -> _Hook:
-        return _Hook()
-
     def __reduce__(self) -> Any:
         return _Hook, ()
 
