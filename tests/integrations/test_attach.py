@@ -723,6 +723,7 @@ def test_graphs_without_a_backward_pass_are_freed():
 
 
 def test_what_watches_the_loss_goes_with_the_module():
+    gc.collect()  # what other tests have left
     before = loss_scale._watchers
     module = nn.Linear(2, 2)
     handle = attach(module, FDA())
