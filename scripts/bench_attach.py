@@ -38,7 +38,7 @@ class Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(DIM))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features [N, d] as they are, with gradient."""

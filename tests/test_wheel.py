@@ -18,6 +18,7 @@ PACKAGE = ROOT / "proxyfda"
 DATA = {
     "proxyfda/py.typed",
     "proxyfda/results/published.csv",
+    "proxyfda/vocabulary/nouns.txt",
     "proxyfda/backbones/clip/bundled/README.md",
     "proxyfda/backbones/clip/bundled/ViT-Bundled.json",
     "proxyfda/backbones/clip/bundled/ViT-Bundled.safetensors",

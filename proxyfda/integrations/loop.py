@@ -59,7 +59,8 @@ def attach(
     - *Several calls in a step*: a term each; with ``together=True`` one on all of them joined.
     - *Activation checkpointing*: counts once, reentrant or not.
     - *torch.compile*: before or after attach. With ``fullgraph=True`` compile the module by itself
-      and attach to what ``torch.compile`` returns.
+      and attach to what ``torch.compile`` returns. A factor inside a compiled loss is not seen:
+      give ``scale``.
     - *DDP*: attach to the module inside or to the wrapper, on every rank. The regulariser's own
       parameters are made the same on all ranks and their gradients averaged.
     - *DataParallel*: attach to the wrapper, which gathers the features.
@@ -415,9 +416,6 @@ class _Hook:
         if self.see is not None:
             kwargs, output = rest if len(rest) == 2 else ({}, *rest)
             self.see(module, args, kwargs, output)
-
-    def __deepcopy__(self, known: Any) -> _Hook:
-        return _Hook()
 
     def __reduce__(self) -> Any:
         return _Hook, ()

@@ -330,10 +330,10 @@ def test_selective_checkpointing():
         images, labels = loop.batch()
         if loop.handle is None:
             features = loop.encoder(images)
-            loss = F.cross_entropy(loop.head(features), labels) + loop.term(features, images)
+            loss = F.cross_entropy(loop.head(features).tanh(), labels) + loop.term(features, images)
         else:
             logits = checkpoint(
-                lambda x: loop.head(loop.encoder(x)),
+                lambda x: loop.head(loop.encoder(x)).tanh(),
                 images,
                 use_reentrant=False,
                 context_fn=lambda: found.create_selective_checkpoint_contexts(kept),
@@ -723,7 +723,7 @@ def test_graphs_without_a_backward_pass_are_freed():
 
 
 def test_what_watches_the_loss_goes_with_the_module():
-    gc.collect()  # what other tests left
+    gc.collect()  # what other tests have left
     before = loss_scale._watchers
     module = nn.Linear(2, 2)
     handle = attach(module, FDA())
