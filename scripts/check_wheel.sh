@@ -6,6 +6,7 @@
 # Environment: TORCH, what is installed as torch; FOLDER, where the environment is made and kept.
 set -euo pipefail
 target="${1:-python3}"
+REQUIREMENTS="${REQUIREMENTS:-requirements-dev.txt}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 folder="${FOLDER:-$(mktemp -d)}"
 [ -n "${FOLDER:-}" ] || trap 'rm -rf "$folder"' EXIT

@@ -174,9 +174,10 @@ def notebook_page(path: Path) -> str:
             parts.append(text)
         elif cell["cell_type"] == "code" and text:
             parts.append(f"```python\n{text}\n```")
-            parts += [shown for output in cell["outputs"] if (shown := _output(output))]
+            shown = "\n\n".join(filter(None, map(_output, cell["outputs"])))
+            parts.append(shown.replace("\n```\n\n```text\n", "\n"))  # each print is an output
     parts.insert(1, f"*A notebook: `jupyter lab docs/notebooks/{path.name}` runs it.*")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _output(output) -> str:

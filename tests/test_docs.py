@@ -132,10 +132,10 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path):
     path.write_text(
         '{"cells": [{"cell_type": "markdown", "source": ["# Title\\n", "Text."]},'
         '{"cell_type": "code", "source": ["print(1)"], "outputs": ['
-        '{"output_type": "stream", "text": ["1\\n"]},'
+        '{"output_type": "stream", "text": ["1\\n"]}, {"output_type": "stream", "text": ["2\\n"]},'
         '{"output_type": "display_data", "data": {"image/png": "aGk=\\n"}}]}]}'
     )
     page = hooks.notebook_page(path)
     assert page.startswith("# Title\nText.")
-    assert "```python\nprint(1)\n```\n\n```text\n1\n```" in page
+    assert "```python\nprint(1)\n```\n\n```text\n1\n2\n```" in page
     assert 'src="data:image/png;base64,aGk="' in page
