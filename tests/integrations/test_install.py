@@ -33,6 +33,9 @@ def test_extras_agree_with_the_requirements_file(project):
     extras = project["project"]["optional-dependencies"]
     wanted = [name for extra in ("clip", "engine", "plots") for name in extras[extra]]
     assert set(wanted) <= set(lines)
+    lines = (ROOT / "requirements-dev.txt").read_text().split()
+    wanted = [name for extra in ("transformers", "lightning", "timm") for name in extras[extra]]
+    assert wanted and set(wanted) <= set(lines)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="checked by running there")
