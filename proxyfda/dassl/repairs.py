@@ -8,6 +8,7 @@ interrupted run stopped:
 * it saves schedules as pickled objects, which torch no longer loads by default, and an interrupted
   write leaves half a checkpoint;
 * a resumed run has other learning rates and random numbers than one that was not interrupted;
+* two of its augmentations use ``numpy.int``, which numpy no longer has;
 * a missing or broken image file is reported without a remedy.
 
 ``import proxyfda.dassl`` makes the repairs when it chooses Dassl. Only modules of the package
@@ -23,6 +24,9 @@ import importlib.util
 import inspect
 import os
 import sys
+import types
+
+import numpy
 
 from proxyfda import engine
 from proxyfda.utils.errors import NotFound
@@ -30,6 +34,7 @@ from proxyfda.utils.errors import NotFound
 __all__ = ["let_dassl_import_without_wilds", "repair"]
 
 _WILDS = "dassl.data.datasets.dg.wilds"
+_AUGMENTATIONS = ("dassl.data.transforms.autoaugment", "dassl.data.transforms.randaugment")
 _CHECKPOINT_FUNCTIONS = ("load_checkpoint", "save_checkpoint", "resume_from_checkpoint")
 _CHECKPOINT_METHODS = (
     "save_model",
@@ -61,6 +66,7 @@ def repair() -> list[str]:
     trainer = importlib.import_module("dassl.engine.trainer")
 
     repaired = ["warm-up schedules"] if _accept_verbose(schedules) else []
+    repaired += ["numpy.int"] if _give_numpy_int() else []
     for name in _CHECKPOINT_FUNCTIONS:
         _replace_in_dassl(getattr(torchtools, name), getattr(engine, name))
     for name in _CHECKPOINT_METHODS:
@@ -85,6 +91,21 @@ def _accept_verbose(schedules) -> bool:
             super().__init__(optimizer, last_epoch)
 
     schedules._BaseWarmupScheduler.__bases__ = (WithVerbose,)
+    return True
+
+
+def _give_numpy_int() -> bool:
+    """Let Dassl's modules have `numpy.int`, which is `int`; False if numpy has it anyway.
+
+    Only what they call ``np`` changes: numpy itself stays as it is.
+    """
+    if "int" in vars(numpy):
+        return False
+    with_int = types.ModuleType("numpy", numpy.__doc__)
+    with_int.__getattr__ = lambda name: getattr(numpy, name)  # type: ignore[method-assign]
+    with_int.int = int  # type: ignore[attr-defined]
+    for name in _AUGMENTATIONS:
+        importlib.import_module(name).np = with_int  # type: ignore[attr-defined]
     return True
 
 

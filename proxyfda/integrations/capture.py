@@ -17,16 +17,28 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Union
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from proxyfda.anchors.host_weights import is_images
 from proxyfda.neighbours.cosines import full_precision
 from proxyfda.utils.errors import BadType, Unusable
 
-__all__ = ["Call", "Captured", "FeatureCapture", "WeightCapture"]
+__all__ = ["Call", "Captured", "FeatureCapture", "WeightCapture", "tensors_in"]
 
 Scale = Callable[[], Union[float, Tensor]]
 """Gives the factor by which the host scales its loss."""
@@ -67,18 +79,22 @@ class Call:
     """One forward call of an encoder.
 
     Attributes:
-        inputs: what it was called with: the first of its arguments that is a tensor without
-            gradient (prompts have some), or else the first tensor, or else the first argument; None
-            without any.
+        inputs: what it was called with: the first images [B, 3, H, W] among the tensors in its
+            arguments, also in lists, tuples and dicts; or else the first tensor without gradient
+            (prompts have some), or else the first tensor, or else the first argument; None without
+            any.
         output: the features.
         tuned: whether they carried gradient when they came out.
         precision: gives the autocast context that the call ran in.
+        args, kwargs: all that it was called with.
     """
 
     inputs: Any
     output: Tensor
     tuned: bool
     precision: Callable[[], ContextManager[Any]]
+    args: Tuple[Any, ...] = ()
+    kwargs: Dict[str, Any] = field(default_factory=dict)
 
 
 _REENTRANT = (
@@ -191,6 +207,9 @@ class FeatureCapture(_Joint):
             captured features, with a :class:`Captured`; returns for each encoder name one
             gradient (or ``None``) per leaf.
         backward_pass: see :class:`_Joint`.
+
+    Attributes:
+        seen: the encoders called in the last step, and whether their features had gradient.
     """
 
     def __init__(
@@ -200,6 +219,7 @@ class FeatureCapture(_Joint):
         backward_pass: int = 1,
     ) -> None:
         super().__init__(backward_pass)
+        self.seen: Dict[str, bool] = {}
         self._gradients = gradients
         self._calls: Dict[str, List[Call]] = {}
         self._again: Counter[Any] = Counter()
@@ -210,6 +230,7 @@ class FeatureCapture(_Joint):
         self._calls, self._again = {}, Counter()
 
     def _end(self) -> None:
+        self.seen = {name: any(call.tuned for call in calls) for name, calls in self._calls.items()}
         self._calls = {}
 
     def _hook(self, name: str) -> Callable[[Any, Any, Any], None]:
@@ -232,7 +253,9 @@ class FeatureCapture(_Joint):
                 return
             inputs = _first_input([*args, *kwargs.values()])
             precision = _autocast(features.device.type)
-            calls.append(Call(inputs, features, features.requires_grad, precision))
+            calls.append(
+                Call(inputs, features, features.requires_grad, precision, tuple(args), kwargs)
+            )
             if features.requires_grad:
                 features.register_hook(self._join(id(features)))
 
@@ -262,10 +285,22 @@ class FeatureCapture(_Joint):
         }
 
 
+def tensors_in(value: Any) -> List[Tensor]:
+    """The tensors in a value, itself one or a list, tuple or dict of values, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors_in(part)]
+    return []
+
+
 def _first_input(arguments: List[Any]) -> Any:
     """See :class:`Call`."""
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    return next(iter([t for t in tensors if not t.requires_grad] + tensors + arguments), None)
+    tensors = tensors_in(arguments)
+    tensors = [t for t in tensors if not t.requires_grad] + tensors
+    return next(iter([*filter(is_images, tensors), *tensors, *arguments]), None)
 
 
 def register_forward_hook(module: nn.Module, hook: Callable[[Any, Any, Any], None]) -> Any:

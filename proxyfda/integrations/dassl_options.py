@@ -18,6 +18,7 @@ from proxyfda.utils.templates import check_template
 __all__ = ["PluginOptions", "extend_cfg"]
 
 NODE = "TRAINER.PROXYFDA"
+TEXT_CLASSES = ("", "label", "tokens")
 # Keys that were there before the regularisers had names -> what to use in their place.
 _RENAMED = {
     "MODE": "the regulariser's name says what is trained; none leaves balanced batches alone",
@@ -53,6 +54,9 @@ class PluginOptions:
         generator_lr: learning rate of the proxies' generator (Adam).
         template: hand-written prompt of the text anchors, with ``{}`` for the class name. Empty:
             the dataset's own (see :func:`proxyfda.anchors.host_weights.find_template`).
+        text_classes: which class a row of the text encoder is. Empty: rows are in label order,
+            which the first steps check; ``label``: the same, unchecked; ``tokens``: by the class
+            name in the tokens that the text encoder is given.
         settings: options of the regulariser in use.
     """
 
@@ -65,6 +69,7 @@ class PluginOptions:
     mining: bool = False
     generator_lr: float = 1e-3
     template: str = ""
+    text_classes: str = ""
     settings: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,6 +102,13 @@ class PluginOptions:
         if self.mining and self.m == 0:
             raise _error(
                 "MINING", True, "mining chooses the classes of a batch: set M and N above 0"
+            )
+        if self.text_classes not in TEXT_CLASSES:
+            raise _error(
+                "TEXT_CLASSES",
+                self.text_classes,
+                "leave it empty or use one of label, tokens"
+                f"{did_you_mean(self.text_classes, TEXT_CLASSES[1:])}",
             )
         if self.template:
             check_template(self.template, f"{NODE}.TEMPLATE")

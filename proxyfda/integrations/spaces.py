@@ -13,20 +13,31 @@ FDA acts on CoOp and CoCoOp, whose image encoder is frozen: text and cross are *
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from collections import Counter
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from proxyfda.integrations.capture import Captured
+from proxyfda.integrations.class_texts import ClassTexts
 from proxyfda.neighbours.graph import NeighbourGraph
 from proxyfda.regularisers import Regulariser, create, find
 from proxyfda.regularisers.relations import RelationalRegulariser
 from proxyfda.utils.errors import BadValue, Unusable
 
-__all__ = ["SPACES", "RegularisedSpaces"]
+__all__ = ["ENCODERS", "SPACES", "RegularisedSpaces"]
 
 SPACES = ("image", "text", "cross")
+ENCODERS = {
+    "image": ("image_encoder",),
+    "text": ("text_encoder",),
+    "cross": ("image_encoder", "text_encoder"),
+}
+"""The encoders whose features a space relates."""
+
+_FIRST_STEPS = 5  # in which a space that does nothing is noticed
+_NOTHING = 1e-12
 
 
 class _Step:
@@ -37,18 +48,26 @@ class _Step:
         captured: Captured,
         text_anchors: Callable[[], Tensor],
         frozen_image: Callable[[Any], Tensor],
+        class_texts: ClassTexts,
     ) -> None:
-        self._captured = captured
+        self._captured, self._class_texts = captured, class_texts
         self._text_anchors, self._frozen_image = text_anchors, frozen_image
 
     @functools.cached_property
     def images(self) -> Tuple[Tensor, Tensor]:
-        """Features of the images and their anchors, each [B, d]."""
+        """Features of the images [B, d], or several sets of them [S, B, d], and their anchors
+        [B, d]; those of a frozen encoder are their own."""
         leaves = self._captured.leaves.get("image_encoder")
         if not leaves:
             raise Unusable(
                 "the image encoder was not called in this step (are image features computed "
                 "beforehand?), so the spaces image and cross have nothing to act on; use "
+                "TRAINER.PROXYFDA.SPACES text"
+            )
+        if any(leaf.dim() not in (2, 3) for leaf in leaves):
+            raise BadValue(
+                f"the image encoder returned features of the shape {list(leaves[0].shape)}, but "
+                "image and cross need one row per image [B, d] or sets of them [S, B, d]; use "
                 "TRAINER.PROXYFDA.SPACES text"
             )
         features = _joined(leaves)
@@ -64,13 +83,21 @@ class _Step:
             if id(call.inputs) not in found:
                 with torch.no_grad(), call.precision():
                     found[id(call.inputs)] = self._frozen_image(call.inputs).detach().float()
-        return features, _joined(
+        anchors = _joined(
             [found[id(call.inputs)] for call in self._captured.calls["image_encoder"]]
         )
+        if features.shape[-2:] != anchors.shape:
+            raise BadValue(
+                f"the image encoder returned features {list(features.shape)} for {len(anchors)} "
+                f"images, whose frozen features are {list(anchors.shape)}; image and cross need "
+                "one row per image, so use TRAINER.PROXYFDA.SPACES text"
+            )
+        return features, anchors
 
     @functools.cached_property
-    def texts(self) -> Tensor:
-        """Class text features: one set for all images [C, d], or one per image [B, C, d]."""
+    def texts(self) -> Tuple[Tensor, Tensor]:
+        """Class text features, one set for all images [C, d] or several [S, C, d], and their
+        anchors [C, d]."""
         leaves = self._captured.leaves.get("text_encoder")
         if not leaves:
             raise Unusable(
@@ -78,15 +105,8 @@ class _Step:
                 "texts from an earlier one?), so the spaces text and cross have nothing to act on; "
                 "use TRAINER.PROXYFDA.SPACES image"
             )
-        classes = self._text_anchors().shape[0]
-        rows = _joined([leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves])
-        if rows.shape[0] % classes:
-            raise BadValue(
-                f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
-                f"of the {classes} classes; spaces text and cross need one feature per class, so "
-                "use TRAINER.PROXYFDA.SPACES image"
-            )
-        return rows if rows.shape[0] == classes else rows.view(-1, classes, rows.shape[-1])
+        calls = self._captured.calls["text_encoder"]
+        return self._class_texts.sets(calls, leaves, self._text_anchors())
 
 
 class RegularisedSpaces(nn.Module):
@@ -104,6 +124,7 @@ class RegularisedSpaces(nn.Module):
         frozen_image: images [B, 3, H, W] -> [B, d].
         learning_rate: of the regularisers' own parameters (the proxies' generators), by Adam.
         device: where these live.
+        class_texts: tells which class a row of the text encoder is; None: rows are in label order.
 
     Attributes:
         regularisers: by space.
@@ -119,8 +140,12 @@ class RegularisedSpaces(nn.Module):
         frozen_image: Callable[[Any], Tensor],
         learning_rate: float = 1e-3,
         device: Optional[torch.device] = None,
+        class_texts: Optional[ClassTexts] = None,
     ) -> None:
         super().__init__()
+        self._class_texts = class_texts or ClassTexts()
+        self._steps = 0
+        self._idle: Counter[str] = Counter()
         self.name, self.kind = name, find(name).kind
         self.regularisers = nn.ModuleDict()
         self._settings, self._spaces, self._weight = dict(settings), tuple(spaces), weight
@@ -176,37 +201,41 @@ class RegularisedSpaces(nn.Module):
         return regulariser
 
     def _terms_of(self, space: str, step: _Step) -> Dict[str, Tensor]:
-        if space == "image":
-            features, anchors = step.images
-            return self._regulariser(space, features.shape[-1]).terms(features, anchors)
-        texts, anchors = step.texts, self.text_anchors()
-        several = texts.dim() == 3
-        regulariser = self._regulariser(space, texts.shape[-1])
-        if space == "text":
-            if not isinstance(regulariser, RelationalRegulariser):
-                if several:
-                    texts, anchors = texts.flatten(0, 1), anchors.repeat(len(texts), 1)
-                return regulariser.terms(texts, anchors)
-            if self._text_graph is None:
-                self._text_graph = regulariser.graph(anchors)
-            return regulariser.terms(texts, anchors, graph=self._text_graph)
-        features, image_anchors = step.images
-        if not several:
-            return regulariser.terms(features, image_anchors, columns=texts, column_anchors=anchors)
-        if len(texts) != len(features):
+        if space == "cross":
+            return self._cross_terms(step)
+        features, anchors = step.images if space == "image" else step.texts
+        regulariser = self._regulariser(space, features.shape[-1])
+        if not isinstance(regulariser, RelationalRegulariser):
+            if features.dim() == 3:
+                features, anchors = features.flatten(0, 1), anchors.repeat(len(features), 1)
+            return regulariser.terms(features, anchors)
+        if anchors is not self._text_anchors:
+            return regulariser.terms(features, anchors)
+        if self._text_graph is None:
+            self._text_graph = regulariser.graph(anchors)
+        return regulariser.terms(features, anchors, graph=self._text_graph)
+
+    def _cross_terms(self, step: _Step) -> Dict[str, Tensor]:
+        (features, anchors), (texts, text_anchors) = step.images, step.texts
+        if features.shape[-1] != texts.shape[-1]:
             raise BadValue(
-                f"{len(features)} images met {len(texts)} sets of class texts in one step; the "
-                "space cross needs one set for all images or one per image, so use "
-                "TRAINER.PROXYFDA.SPACES text"
+                f"the features of the image encoder have {features.shape[-1]} dimensions and those "
+                f"of the text encoder {texts.shape[-1]}, so the space cross cannot relate them; "
+                "use TRAINER.PROXYFDA.SPACES image or text"
             )
-        # Each image is a row of its own: its spread is that of its own similarities.
-        return regulariser.terms(
-            features.unsqueeze(1),
-            image_anchors.unsqueeze(1),
-            columns=texts,
-            column_anchors=anchors,
-            scale="row",
-        )
+        more: Dict[str, Any] = {"columns": texts, "column_anchors": text_anchors}
+        if features.dim() == 2 and texts.dim() == 3 and len(texts) == len(features):
+            # A set of texts per image, which is a row of its own: its spread is that of its own
+            # similarities.
+            features, anchors = features.unsqueeze(1), anchors.unsqueeze(1)
+            more["scale"] = "row"
+        else:
+            if features.dim() == 3:  # several features per image: each is a row
+                anchors = anchors.expand_as(features).flatten(0, 1)
+                features = features.flatten(0, 1)
+            if texts.dim() == 3:  # several prompts per class: each meets all images
+                features = features.expand(len(texts), -1, -1)
+        return self._regulariser("cross", texts.shape[-1]).terms(features, anchors, **more)
 
     def gradients(self, captured: Captured) -> Dict[str, List[Optional[Tensor]]]:
         """Gradients of λ R in every captured feature.
@@ -215,8 +244,9 @@ class RegularisedSpaces(nn.Module):
         step in :meth:`finish_step`.
         """
         terms: Dict[str, List[Tensor]] = {}
-        step = _Step(captured, self.text_anchors, self._frozen_image)
-        for space in self.spaces(captured):
+        step = _Step(captured, self.text_anchors, self._frozen_image, self._class_texts)
+        spaces = self.spaces(captured)
+        for space in spaces:
             for name, term in self._terms_of(space, step).items():
                 terms.setdefault(name, []).append(term)
         sums = [sum(found[1:], found[0]) for found in terms.values()]
@@ -236,11 +266,33 @@ class RegularisedSpaces(nn.Module):
         )
         for parameter, gradient in zip(own, found[len(leaves) :]):
             parameter.grad = gradient
+        if self._steps < _FIRST_STEPS:
+            values = dict(zip(spaces, next(iter(terms.values()))))
+            self._notice_idle_spaces(values, found[: len(leaves)])
         by_leaf = {id(leaf): gradient for leaf, gradient in zip(leaves, found)}
         return {
             name: [by_leaf.get(id(leaf)) for leaf in leaves]
             for name, leaves in captured.leaves.items()
         }
+
+    def _notice_idle_spaces(
+        self, values: Dict[str, Tensor], gradients: Sequence[Optional[Tensor]]
+    ) -> None:
+        """Say after the first steps which spaces had no effect in any of them."""
+        self._steps += 1
+        still = not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        self._idle.update(
+            space for space, value in values.items() if still or abs(float(value.detach())) < _NOTHING
+        )
+        if self._steps < _FIRST_STEPS:
+            return
+        for space, steps in self._idle.items():
+            if steps == _FIRST_STEPS:
+                print(
+                    f"Proxy-FDA: {self.name} had nothing to align in the space {space} in each of "
+                    f"the first {_FIRST_STEPS} steps; relations need at least 4 images in a batch "
+                    "(image) or 4 classes (text), and features that training moves"
+                )
 
     def finish_step(self) -> Dict[str, Tensor]:
         """Let the regularisers' own parameters step; the terms of the step, without λ.
@@ -289,8 +341,8 @@ class RegularisedSpaces(nn.Module):
 
 
 def _joined(parts: List[Tensor]) -> Tensor:
-    """The rows of all parts; a single one is not copied."""
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    """The rows of all parts [.., n, d]; a single one is not copied."""
+    return torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
 
 
 def _adam(parameters: List[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
