@@ -34,7 +34,6 @@ from proxyfda.utils.errors import NotFound
 __all__ = ["let_dassl_import_without_wilds", "repair"]
 
 _WILDS = "dassl.data.datasets.dg.wilds"
-_AUGMENTATIONS = ("dassl.data.transforms.autoaugment", "dassl.data.transforms.randaugment")
 _CHECKPOINT_FUNCTIONS = ("load_checkpoint", "save_checkpoint", "resume_from_checkpoint")
 _CHECKPOINT_METHODS = (
     "save_model",
@@ -97,15 +96,14 @@ def _accept_verbose(schedules) -> bool:
 def _give_numpy_int() -> bool:
     """Let Dassl's modules have `numpy.int`, which is `int`; False if numpy has it anyway.
 
-    Only what they call ``np`` changes: numpy itself stays as it is.
+    Only what they call numpy changes: numpy itself stays as it is.
     """
     if "int" in vars(numpy):
         return False
     with_int = types.ModuleType("numpy", numpy.__doc__)
     with_int.__getattr__ = lambda name: getattr(numpy, name)  # type: ignore[method-assign]
     with_int.int = int  # type: ignore[attr-defined]
-    for name in _AUGMENTATIONS:
-        importlib.import_module(name).np = with_int  # type: ignore[attr-defined]
+    _replace_in_dassl(numpy, with_int)
     return True
 
 
