@@ -649,9 +649,9 @@ def make_trainer(
         frozen_text_features: (trainer) -> [C, d], in place of what would be rebuilt.
         frozen_image_features: (trainer, images) -> [B, d], likewise; see
             :class:`RegularisedTrainer` for what it is given.
-        text_classes: (trainer, ...) -> [rows], for a call of the text encoder with the arguments that
-            follow the class of each row that it returns, -1 for none; where the rows are
-            not the classes in label order.
+        text_classes: (trainer, ...) -> [rows], given the arguments of a call of the text encoder:
+            the class of each row that it returns, -1 for none; where the rows are not the classes
+            in label order.
 
     Raises:
         BadValue: for another regulariser, or another key in ``modules``.

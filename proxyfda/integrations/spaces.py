@@ -282,7 +282,9 @@ class RegularisedSpaces(nn.Module):
         self._steps += 1
         still = not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
         self._idle.update(
-            space for space, value in values.items() if still or abs(float(value.detach())) < _NOTHING
+            space
+            for space, value in values.items()
+            if still or abs(float(value.detach())) < _NOTHING
         )
         if self._steps < _FIRST_STEPS:
             return

@@ -96,8 +96,8 @@ seam.announce_engine()
             "dassl True",
             "proxyfda.engine.loops proxyfda.engine.loops",
             "False True True",
-            f"Engine: dassl 0.0.fake ({tmp_path / 'dassl'}; repaired: warm-up schedules, numpy.int, "
-            "checkpoints and resuming, messages about image files)",
+            f"Engine: dassl 0.0.fake ({tmp_path / 'dassl'}; repaired: warm-up schedules, "
+            "numpy.int, checkpoints and resuming, messages about image files)",
         ]
 
 
