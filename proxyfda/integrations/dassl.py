@@ -493,12 +493,11 @@ class RegularisedTrainer:
             )
         spaces = self._plugin.spaces if self._plugin is not None else ()
         sides = {name.partition("_")[0]: tuned for name, tuned in self._capture.seen.items()}
-        frozen = " and ".join(side for side, tuned in sides.items() if not tuned)
-        others = [space for space in ("cross", "text", "image") if space not in spaces]
-        if spaces and frozen and not any(sides.values()):
+        if len(spaces) == 1 and list(sides.values()) == [False]:
+            others = [space for space in ("cross", "text", "image") if space not in spaces]
             return BadValue(
-                f"TRAINER.PROXYFDA.SPACES is {spaces!r}, but the {frozen} encoder is frozen and "
-                f"no gradient reaches the prompts; use {' or '.join(others)}, or "
+                f"TRAINER.PROXYFDA.SPACES is {spaces!r}, but the {''.join(sides)} encoder is "
+                f"frozen and no gradient reaches the prompts; use {' or '.join(others)}, or "
                 "TRAINER.PROXYFDA.REGULARISER l2sp, which acts on weights"
             )
         called = " and ".join(self.regularised_modules[name] for name in self._capture.seen)

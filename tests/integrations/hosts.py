@@ -211,7 +211,7 @@ class PermutedPrompts(TextPrompts):
     order = torch.tensor([3, 0, 4, 1, 2])
 
     def forward(self, x):
-        texts = self.text_encoder(self.names[self.order], prompt=self.prompt_learner["ctx"])
+        texts = self.text_encoder(self.names[self.order], self.prompt_learner["ctx"])
         return self.logits(self.image_encoder(x), texts)[:, self.order.argsort()]
 
 
