@@ -1,9 +1,6 @@
 """The plugin on hosts that differ from the ones it was first built with."""
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +13,6 @@ from proxyfda.utils.errors import BadModel, BadType, BadValue, Unusable
 from tests.integrations import hosts
 
 fda = partial(proxyfda.fda_loss, k=3)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def trainer_of(host, *, make=None, **options):
@@ -430,32 +426,3 @@ def test_tensors_are_found_in_lists_tuples_and_dicts():
     a, b, c = torch.zeros(1), torch.ones(2), torch.ones(3)
     assert [len(t) for t in tensors_in([a, [None, (b, {"x": c})], len])] == [1, 2, 3]
     assert tensors_in("text") == []
-
-
-def test_register_without_dassl_names_dassl():
-    script = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("dassl", "numpy", "torchvision", "yacs"):
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-
-sys.meta_path.insert(0, Missing())
-import proxyfda
-try:
-    proxyfda.register()
-except ImportError as error:
-    print(type(error).__name__, error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == (
-        "NotInstalled proxyfda.register needs Dassl, which cannot be imported (No module named "
-        "'dassl'); install Dassl.pytorch or put its folder on PYTHONPATH\n"
-    )

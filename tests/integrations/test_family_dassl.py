@@ -1,6 +1,7 @@
 """The plugin on hosts of the engine that differ from the ones it was first built with."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import proxyfda
 from proxyfda.anchors.host_weights import find_template
-from proxyfda.utils.errors import BadType, BadValue
+from proxyfda.utils.errors import BadType, BadValue, NotInstalled
 from proxyfda.utils.templates import DEFAULT_TEMPLATE, TEMPLATES
 from tests.integrations import dassl_hosts as hosts
 from tests.integrations.dassl_hosts import first_batch, learnables
@@ -136,3 +137,30 @@ def test_the_table_of_prompts_is_that_of_the_datasets():
                 found[name] = value.template
     assert set(TEMPLATES) < set(found)
     assert all(TEMPLATES.get(name, DEFAULT_TEMPLATE) == value for name, value in found.items())
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("dassl", r"cannot be imported \(.*dassl.*\); install Dassl.pytorch or put its folder on"),
+        ("wilds", r"cannot be imported \(No module named 'wilds'\); install wilds, or import prox"),
+    ],
+)
+def test_register_names_dassl_and_not_what_the_engine_in_its_place_lacks(
+    missing, words, tmp_path, monkeypatch
+):
+    for name in ("dassl", "engine"):
+        monkeypatch.delattr(proxyfda, name)
+        monkeypatch.delitem(sys.modules, f"proxyfda.{name}")
+    monkeypatch.setitem(sys.modules, "proxyfda.engine", None)  # as without numpy
+    if missing == "dassl":
+        monkeypatch.setitem(sys.modules, "dassl", None)
+    else:
+        for name in ("dassl", "dassl.engine"):
+            monkeypatch.setitem(sys.modules, name, None)
+            monkeypatch.delitem(sys.modules, name)
+        (tmp_path / "dassl").mkdir()
+        (tmp_path / "dassl" / "__init__.py").write_text("import wilds")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NotInstalled, match="proxyfda.register needs Dassl, which " + words):
+        proxyfda.register()
