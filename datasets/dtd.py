@@ -5,6 +5,7 @@ from __future__ import annotations
 from datasets.entry import Counts
 from datasets.make_split import FolderDataset
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.templates import TEMPLATES
 
 
 @DATASET_REGISTRY.register()
@@ -13,5 +14,5 @@ class DescribableTextures(FolderDataset):
     image_dir = "images"
     split_file = "split_zhou_DescribableTextures.json"
     split_sha256 = "f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38"
-    template = "{} texture."
+    template = TEMPLATES["DescribableTextures"]
     expected = Counts(classes=47, train=2820, val=1128, test=1692)

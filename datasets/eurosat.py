@@ -5,6 +5,7 @@ from __future__ import annotations
 from datasets.entry import Counts
 from datasets.make_split import FolderDataset
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.templates import TEMPLATES
 
 
 @DATASET_REGISTRY.register()
@@ -13,7 +14,7 @@ class EuroSAT(FolderDataset):
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
     split_sha256 = "541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2"
-    template = "a centered satellite photo of {}."
+    template = TEMPLATES["EuroSAT"]
     renamed = {
         "AnnualCrop": "Annual Crop Land",
         "HerbaceousVegetation": "Herbaceous Vegetation Land",

@@ -6,6 +6,7 @@ from datasets.entry import PARTS, Counts, Entry
 from datasets.make_split import AnnotatedDataset
 from datasets.split import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.templates import TEMPLATES
 
 
 @DATASET_REGISTRY.register()
@@ -14,7 +15,7 @@ class FGVCAircraft(AnnotatedDataset):
 
     dataset_dir = "fgvc_aircraft"
     image_dir = "images"
-    template = "a photo of a {}, a type of aircraft."
+    template = TEMPLATES["FGVCAircraft"]
     expected = Counts(classes=100, train=3334, val=3333, test=3333)
 
     def parts(self):

@@ -8,6 +8,7 @@ from datasets.entry import Counts, Entry
 from datasets.fewshot import seeded_random
 from datasets.make_split import SPLIT_SEED, AnnotatedDataset, cut
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.templates import TEMPLATES
 
 
 @DATASET_REGISTRY.register()
@@ -16,7 +17,7 @@ class OxfordFlowers(AnnotatedDataset):
     image_dir = "jpg"
     split_file = "split_zhou_OxfordFlowers.json"
     split_sha256 = "2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794"
-    template = "a photo of a {}, a type of flower."
+    template = TEMPLATES["OxfordFlowers"]
     expected = Counts(classes=102, train=4093, val=1633, test=2463)
 
     def build_split(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datasets.entry import Counts, Entry
 from datasets.make_split import AnnotatedDataset
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.templates import TEMPLATES
 
 
 @DATASET_REGISTRY.register()
@@ -13,7 +14,7 @@ class OxfordPets(AnnotatedDataset):
     image_dir = "images"
     split_file = "split_zhou_OxfordPets.json"
     split_sha256 = "d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e"
-    template = "a photo of a {}, a type of pet."
+    template = TEMPLATES["OxfordPets"]
     expected = Counts(classes=37, train=2944, val=736, test=3669)
 
     def official(self, part):

@@ -7,6 +7,7 @@ import re
 from datasets.entry import Counts, Entry
 from datasets.make_split import AnnotatedDataset
 from proxyfda.dassl import DATASET_REGISTRY
+from proxyfda.utils.templates import TEMPLATES
 
 FOLDER = "ucfTrainTestlist"
 LISTS = {"trainval": "trainlist01.txt", "test": "testlist01.txt"}
@@ -18,7 +19,7 @@ class UCF101(AnnotatedDataset):
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
     split_sha256 = "d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8"
-    template = "a photo of a person doing {}."
+    template = TEMPLATES["UCF101"]
     expected = Counts(classes=101, train=7639, val=1898, test=3783)
 
     def official(self, part):

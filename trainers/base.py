@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from proxyfda.anchors.host_weights import DEFAULT_TEMPLATE
 from proxyfda.backbones.clip import (
     PRECISIONS,
     ClassPrompts,
@@ -36,6 +35,7 @@ from proxyfda.dassl import (
 )
 from proxyfda.utils.errors import BadValue, NotFinite
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.templates import DEFAULT_TEMPLATE
 from trainers.checkpoints import LearnerState
 
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from proxyfda.utils.errors import BadType, BadValue
+from proxyfda.utils.templates import DEFAULT_TEMPLATE, TEMPLATES
 
-DEFAULT_TEMPLATE = "a photo of a {}."
 _IMAGE = (
     "conv1",
     "class_embedding",
@@ -43,6 +43,12 @@ _CLIP_PARAMETER = re.compile(
     r"|attn\.(in_proj_weight|in_proj_bias|out_proj\.weight|out_proj\.bias))"
 )
 _CHUNK = 64  # texts encoded at a time
+
+
+def is_images(value: Any) -> bool:
+    """Whether a value is a tensor of images, [B, 3, H, W]."""
+    tensor = isinstance(value, Tensor) and value.is_floating_point()
+    return tensor and value.dim() == 4 and value.shape[1] == 3
 
 
 @contextmanager
@@ -89,8 +95,9 @@ def find_template(trainer: type, dataset: Any, name: str) -> str:
     """The hand-written prompt of a dataset, with ``{}`` for the class name.
 
     From the dataset's ``template``, or a table ``CUSTOM_TEMPLATES`` of the host (the family keeps
-    it with zero-shot CLIP) under the dataset's name in the config; else CLIP's "a photo of a {}.".
-    Tables of placeholders such as "X X X X {}." (TCP's) are no hand-written prompts.
+    it with zero-shot CLIP) under the dataset's name in the config; else from our own table, and for
+    a dataset that is not in it CLIP's "a photo of a {}.". Tables of placeholders such as
+    "X X X X {}." (TCP's) are no hand-written prompts.
     """
     own = getattr(dataset, "template", None)
     if isinstance(own, str):
@@ -100,7 +107,7 @@ def find_template(trainer: type, dataset: Any, name: str) -> str:
         found = table.get(name) if isinstance(table, dict) else None
         if isinstance(found, str) and not re.search(r"\bX\b", found):
             return found
-    return DEFAULT_TEMPLATE
+    return TEMPLATES.get(name, DEFAULT_TEMPLATE)
 
 
 def _parts(root: nn.Module, names: Tuple[str, ...]) -> Optional[SimpleNamespace]:
@@ -153,7 +160,8 @@ class FrozenCLIP:
     """The pre-trained CLIP inside a host's model.
 
     Args:
-        image_encoder, text_encoder: the host's modules, tuned parts still as they were loaded.
+        image_encoder, text_encoder: the host's modules, tuned parts still as they were loaded;
+            None for a side that is not asked for.
         embeddings: embeddings that were called while the model was built.
         tokenize: texts to tokens [n, L].
         texts: hand-written prompt of each class, in label order.
@@ -162,8 +170,8 @@ class FrozenCLIP:
 
     def __init__(
         self,
-        image_encoder: nn.Module,
-        text_encoder: nn.Module,
+        image_encoder: Optional[nn.Module],
+        text_encoder: Optional[nn.Module],
         embeddings: Sequence[nn.Embedding],
         tokenize: Optional[Callable[[Sequence[str]], Tensor]],
         texts: Sequence[str],
@@ -176,7 +184,7 @@ class FrozenCLIP:
         self._embedding: Any = None
         self._tokenize: Any = tokenize
         self._texts, self._words = texts, words
-        if self._text is None:
+        if self._text is None or text_encoder is None:
             return
         width = self._text.positional_embedding.shape[-1]
         kept = [m for m in text_encoder.modules() if isinstance(m, nn.Embedding)]
@@ -189,7 +197,10 @@ class FrozenCLIP:
         if tokenize is None:
             self._problems["text"] = "the trainer's module has no clip.tokenize"
 
-    def _find(self, side: str, encoder: nn.Module, names: Tuple[str, ...]) -> Any:
+    def _find(self, side: str, encoder: Optional[nn.Module], names: Tuple[str, ...]) -> Any:
+        if encoder is None:
+            self._problems[side] = f"it has no {side}_encoder"
+            return None
         try:
             parts = _parts(encoder, names)
         except BadValue as error:
@@ -210,7 +221,7 @@ class FrozenCLIP:
     def image_weights(self) -> Dict[str, Tensor]:
         """The weights behind :meth:`image_features`, by name; they never change."""
         if self._image is None:
-            return dict(self._image_encoder.state_dict())
+            return {} if self._image_encoder is None else dict(self._image_encoder.state_dict())
         found: Dict[str, Tensor] = {}
         for name, part in vars(self._image).items():
             if isinstance(part, Tensor):
@@ -228,18 +239,23 @@ class FrozenCLIP:
         is tuned.
 
         Raises:
-            BadType: images in another form than one tensor.
+            BadType: anything but one tensor of images.
             BadValue: a kind whose prompts cannot be taken out.
         """
-        if not isinstance(images, Tensor):
+        if not is_images(images):
+            given = f"a {type(images).__name__}"
+            if isinstance(images, Tensor):
+                given = f"a tensor {list(images.shape)}"
             raise BadType(
-                f"the image encoder was given a {type(images).__name__} and not a tensor of "
-                "images, so its frozen features cannot be rebuilt; give frozen_image_features to "
-                "proxyfda.register or to the trainer class (see docs/drop-in.md)"
+                f"the image encoder was given {given} and no images [B, 3, H, W], so its frozen "
+                "features cannot be rebuilt; use TRAINER.PROXYFDA.SPACES text, or give "
+                "frozen_image_features, which is then given the same, to proxyfda.register or to "
+                "the trainer class (see docs/drop-in.md)"
             )
-        if self._image is None and not any(
+        frozen = self._image_encoder is not None and not any(
             p.requires_grad for p in self._image_encoder.parameters()
-        ):
+        )
+        if self._image is None and self._image_encoder is not None and frozen:
             dtype = next(self._image_encoder.parameters()).dtype
             return self._image_encoder(images.to(dtype))
         self._refuse("image")

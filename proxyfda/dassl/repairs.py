@@ -8,6 +8,7 @@ interrupted run stopped:
 * it saves schedules as pickled objects, which torch no longer loads by default, and an interrupted
   write leaves half a checkpoint;
 * a resumed run has other learning rates and random numbers than one that was not interrupted;
+* two of its augmentations use ``numpy.int``, which numpy no longer has;
 * a missing or broken image file is reported without a remedy.
 
 ``import proxyfda.dassl`` makes the repairs when it chooses Dassl. Only modules of the package
@@ -23,6 +24,9 @@ import importlib.util
 import inspect
 import os
 import sys
+import types
+
+import numpy
 
 from proxyfda import engine
 from proxyfda.utils.errors import NotFound
@@ -61,6 +65,7 @@ def repair() -> list[str]:
     trainer = importlib.import_module("dassl.engine.trainer")
 
     repaired = ["warm-up schedules"] if _accept_verbose(schedules) else []
+    repaired += ["numpy.int"] if _give_numpy_int() else []
     for name in _CHECKPOINT_FUNCTIONS:
         _replace_in_dassl(getattr(torchtools, name), getattr(engine, name))
     for name in _CHECKPOINT_METHODS:
@@ -85,6 +90,20 @@ def _accept_verbose(schedules) -> bool:
             super().__init__(optimizer, last_epoch)
 
     schedules._BaseWarmupScheduler.__bases__ = (WithVerbose,)
+    return True
+
+
+def _give_numpy_int() -> bool:
+    """Let Dassl's modules have `numpy.int`, which is `int`; False if numpy has it anyway.
+
+    Only what they call numpy changes: numpy itself stays as it is.
+    """
+    if "int" in vars(numpy):
+        return False
+    with_int = types.ModuleType("numpy", numpy.__doc__)
+    with_int.__getattr__ = lambda name: getattr(numpy, name)  # type: ignore[method-assign]
+    with_int.int = int  # type: ignore[attr-defined]
+    _replace_in_dassl(numpy, with_int)
     return True
 
 

@@ -35,10 +35,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from proxyfda.anchors.host_weights import is_images
 from proxyfda.neighbours.cosines import full_precision
 from proxyfda.utils.errors import BadType, Unusable
 
-__all__ = ["Call", "Captured", "FeatureCapture", "WeightCapture"]
+__all__ = ["Call", "Captured", "FeatureCapture", "WeightCapture", "tensors_in"]
 
 Scale = Callable[[], Union[float, Tensor]]
 """Gives the factor by which the host scales its loss."""
@@ -79,12 +80,14 @@ class Call:
     """One forward call of an encoder.
 
     Attributes:
-        inputs: what it was called with: the first of its arguments that is a tensor without
-            gradient (prompts have some), or else the first tensor, or else the first argument; None
-            without any.
+        inputs: what it was called with: the first images [B, 3, H, W] among the tensors in its
+            arguments, also in lists, tuples and dicts; or else the first tensor without gradient
+            (prompts have some), or else the first tensor, or else the first argument; None without
+            any.
         output: the features.
         tuned: whether they carried gradient when they came out.
         precision: gives the autocast context that the call ran in.
+        args, kwargs: all that it was called with.
         more: further inputs behind these, whose features the host does not see; the last rows of
             ``output`` are theirs.
     """
@@ -93,6 +96,8 @@ class Call:
     output: Tensor
     tuned: bool
     precision: Callable[[], ContextManager[Any]]
+    args: Tuple[Any, ...] = ()
+    kwargs: Dict[str, Any] = field(default_factory=dict)
     more: Optional[Tensor] = None
 
 
@@ -217,6 +222,9 @@ class FeatureCapture(_Joint):
         more_inputs: per encoder name, what gives further inputs [n, ...] for the inputs [B, ...] of
             a call, or None. They go through the encoder in the same call, behind the host's own,
             and their features do not reach the host. It may be asked again for the same call.
+
+    Attributes:
+        seen: the encoders called in the last step, and whether their features had gradient.
     """
 
     def __init__(
@@ -227,6 +235,7 @@ class FeatureCapture(_Joint):
         more_inputs: Optional[Mapping[str, Callable[[Tensor], Optional[Tensor]]]] = None,
     ) -> None:
         super().__init__(backward_pass)
+        self.seen: Dict[str, bool] = {}
         self._gradients = gradients
         self._calls: Dict[str, List[Call]] = {}
         self._again: Counter[Any] = Counter()
@@ -242,6 +251,7 @@ class FeatureCapture(_Joint):
         self._computed: Counter[str] = Counter()
 
     def _end(self) -> None:
+        self.seen = {name: any(call.tuned for call in calls) for name, calls in self._calls.items()}
         self._calls = {}
 
     def _adder(
@@ -257,6 +267,11 @@ class FeatureCapture(_Joint):
                 raise Unusable(
                     f"the {name} got no tensor by position (by keyword it is seen from torch 2.0 "
                     "on), so there is nothing to mix; set TRAINER.PROXYFDA.MIXED 0"
+                )
+            if not any(value is inputs for value in [*args, *kwargs.values()]):
+                raise Unusable(
+                    f"the {name} gets its images inside a list, where none can be put behind them; "
+                    "set TRAINER.PROXYFDA.MIXED 0"
                 )
             more = more_inputs(inputs)
             self._added[name] = inputs, more
@@ -296,7 +311,9 @@ class FeatureCapture(_Joint):
                 return
             inputs = _first_input([*args, *kwargs.values()]) if added is None else added
             precision = _autocast(features.device.type)
-            calls.append(Call(inputs, features, features.requires_grad, precision, more))
+            calls.append(
+                Call(inputs, features, features.requires_grad, precision, tuple(args), kwargs, more)
+            )
             if features.requires_grad:
                 features.register_hook(self._join(id(features)))
 
@@ -336,10 +353,22 @@ class FeatureCapture(_Joint):
         }
 
 
+def tensors_in(value: Any) -> List[Tensor]:
+    """The tensors in a value, itself one or a list, tuple or dict of values, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors_in(part)]
+    return []
+
+
 def _first_input(arguments: List[Any]) -> Any:
     """See :class:`Call`."""
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    return next(iter([t for t in tensors if not t.requires_grad] + tensors + arguments), None)
+    tensors = tensors_in(arguments)
+    tensors = [t for t in tensors if not t.requires_grad] + tensors
+    return next(iter([*filter(is_images, tensors), *tensors, *arguments]), None)
 
 
 def _first_rows(output: Any, inputs: Tensor, more: Tensor) -> Any:

@@ -13,7 +13,7 @@ import math
 import os.path as osp
 import sys
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,18 @@ from proxyfda.anchors.host_weights import (
     FrozenCLIP,
     find_template,
     find_tokenize,
+    is_images,
     watch_embeddings,
 )
 from proxyfda.integrations.capture import FeatureCapture, WeightCapture
+from proxyfda.integrations.class_texts import ClassesByTokens, ClassTexts
 from proxyfda.integrations.dassl_options import PluginOptions, extend_cfg
 from proxyfda.integrations.further import MixedImages, Words
-from proxyfda.integrations.spaces import RegularisedSpaces
+from proxyfda.integrations.spaces import ENCODERS, RegularisedSpaces
 from proxyfda.names import NONE, PREFIXES, split_run_name
 from proxyfda.regularisers import L2SP, find
 from proxyfda.sampling import ClassBalancedBatchSampler, class_similarity
-from proxyfda.utils.errors import BadModel, BadValue, NotFinite, Unusable
+from proxyfda.utils.errors import BadModel, BadType, BadValue, NotFinite, NotInstalled, Unusable
 from proxyfda.utils.files import write_atomically
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.vocabulary import names_without, read_vocabulary
@@ -102,16 +104,25 @@ def _unwrap(model: nn.Module) -> nn.Module:
 class RegularisedTrainer:
     """Put before a trainer: ``class ProxyFDACoOp(RegularisedTrainer, CoOp)``.
 
-    The host needs what the prompt-tuning family has: ``self.model`` with the encoders named in
-    ``regularised_modules``, ``self.cfg``, ``self.device``, ``self.dm``, a
-    ``forward_backward(batch)`` that runs the backward pass, and Dassl's hooks. Options are read
-    from ``cfg.TRAINER.PROXYFDA`` (:class:`~proxyfda.integrations.dassl_options.PluginOptions`).
+    The host needs what the prompt-tuning family has: a model with those encoders named in
+    ``regularised_modules`` that the chosen spaces relate (``self.model``, or another attribute that
+    is or holds what it gave to Dassl's ``register_model``), ``self.cfg``, ``self.device``,
+    ``self.dm``, a ``forward_backward`` that runs the backward pass, and Dassl's hooks. Options are
+    read from ``cfg.TRAINER.PROXYFDA``
+    (:class:`~proxyfda.integrations.dassl_options.PluginOptions`). In the config that the host is
+    given, ``TRAINER.NAME`` is the host's own.
 
     Anchors: where the image encoder is frozen, its features are their own and no second forward
     runs. Otherwise they are rebuilt from the host's own weights
     (:mod:`proxyfda.anchors.host_weights`), unless the host offers ``frozen_text_features() -> [C,
     d]`` (hand-written prompts, one row per class in label order) or
-    ``frozen_image_features(images) -> [B, d]`` (given what its image encoder was given).
+    ``frozen_image_features(images) -> [B, d]``. The latter is given the images [B, 3, H, W] among
+    the arguments of the image encoder, or the first tensor if there are none.
+
+    Class texts: the rows that the text encoder returns in a call are the classes in label order,
+    once or several times over, which the first steps check. A host with another order offers
+    ``text_classes(*args, **kwargs)``, given the arguments of a call of the text encoder, which
+    returns the class of each row, -1 for none; see also ``TRAINER.PROXYFDA.TEXT_CLASSES``.
 
     Spaces of words need a host with a method ``set_words(names)``: until the next call, each call
     of its text encoder in training also encodes these names with the same prompts, behind the
@@ -140,8 +151,13 @@ class RegularisedTrainer:
     _frozen_clip: Optional[FrozenCLIP] = None
     _words: Optional[Words] = None
     _mixed: Optional[MixedImages] = None
+    _balanced: Any = None
+    _mined = False
 
     # -- building ---------------------------------------------------------------------------------
+
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_under_own_name(cfg, type(self)), *args, **kwargs)  # type: ignore[call-arg]
 
     def check_cfg(self, cfg: Any) -> None:
         """Refuse options that cannot work before anything is built."""
@@ -172,7 +188,7 @@ class RegularisedTrainer:
         if kind == "weights":
             self._regularise_weights(options)
         elif options.has_term or options.mining:
-            encoders = self._regularised_encoders()
+            encoders = self._regularised_encoders(self._needed_encoders(options))
             has_words = options.has_term and options.has_words
             names = self._vocabulary(options) if has_words else []
             self._frozen_clip = self._find_frozen_clip(
@@ -215,6 +231,7 @@ class RegularisedTrainer:
             self._frozen_features("image"),
             options.generator_lr,
             self.device,  # type: ignore[attr-defined]
+            self._class_texts(options),
             None if self._words is None else self._words.anchors,
         )
         if options.mixed:
@@ -271,35 +288,114 @@ class RegularisedTrainer:
         frozen = own or (lambda words: clip.word_features())
         self._words = Words(names, options.words, self._seed, frozen)
 
-    def _trained_model(self) -> nn.Module:
-        model = getattr(self, "model", None)
-        if not isinstance(model, nn.Module):
-            raise BadModel(
-                f"{type(self).__name__} has no self.model that is trained, so there is nothing "
-                "for a regulariser to act on; use its plain form"
-            )
-        return model
-
-    def _regularised_encoders(self) -> Dict[str, nn.Module]:
-        """The modules of ``regularised_modules``.
+    def _class_texts(self, options: PluginOptions) -> ClassTexts:
+        """What tells the class of a row of the text encoder.
 
         Raises:
-            BadModel: the trainer has no model, or the model no such module.
+            BadValue: both the host and the config say it, the host has no tokeniser to read by, or
+                words are in use.
         """
-        model = _unwrap(self._trained_model())
-        modules = dict(model.named_modules())
-        encoders = {}
-        for name, path in self.regularised_modules.items():
-            found = [key for key in modules if f".{key}".endswith(f".{path}")]
-            if path not in modules and len(found) != 1:
-                near = ", ".join(found) or ", ".join(key for key, _ in model.named_children())
-                raise BadModel(
-                    f"the model has no module {path!r} to capture features from (it has: {near}); "
-                    "set regularised_modules on the trainer class, or give modules to "
-                    "proxyfda.register"
+        own, chosen = getattr(self, "text_classes", None), options.text_classes
+        if own is None and chosen != "tokens":
+            return ClassTexts(checked=chosen == "")
+        if options.has_words:
+            raise BadValue(
+                f"TRAINER.PROXYFDA.SPACES is {options.spaces!r}, whose words come behind classes "
+                "in label order, but the rows are in another one (text_classes, or "
+                "TRAINER.PROXYFDA.TEXT_CLASSES); use image, text or cross"
+            )
+        if own is not None:
+            if chosen:
+                raise BadValue(
+                    f"TRAINER.PROXYFDA.TEXT_CLASSES is {chosen!r}, but {type(self).__name__} has "
+                    "text_classes of its own; leave TEXT_CLASSES empty"
                 )
-            encoders[name] = modules[path if path in modules else found[0]]
-        return encoders
+            return ClassTexts(lambda call: own(*call.args, **call.kwargs))
+        tokenize = find_tokenize(type(self))
+        if tokenize is None:
+            raise BadValue(
+                "TRAINER.PROXYFDA.TEXT_CLASSES is 'tokens', but the trainer's module has no "
+                "clip.tokenize; give text_classes to proxyfda.register in its place"
+            )
+        return ClassTexts(ClassesByTokens(tokenize, self._classnames()))
+
+    def _classnames(self) -> List[str]:
+        names = self.dm.dataset.classnames  # type: ignore[attr-defined]
+        return [classname.replace("_", " ") for classname in names]
+
+    def _possible_models(self) -> List[nn.Module]:
+        """``self.model``, then what is or holds a model registered with Dassl.
+
+        Raises:
+            BadModel: the trainer has none.
+        """
+        models = list((getattr(self, "_models", None) or {}).values())
+        models = [model for model in models if isinstance(model, nn.Module)]
+        parts = {id(model) for model in models}
+        attributes = [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        found = [value for value in [getattr(self, "model", None)] if isinstance(value, nn.Module)]
+        found += [
+            value for value in attributes if any(id(part) in parts for part in value.modules())
+        ]
+        found = list({id(model): model for model in [*found, *models]}.values())
+        if not found:
+            raise BadModel(
+                f"{type(self).__name__} has no model that is trained, neither self.model nor one "
+                "given to register_model, so there is nothing for a regulariser to act on; use its "
+                "plain form"
+            )
+        return found
+
+    def _trained_model(self) -> nn.Module:
+        """The first of the possible models with a weight that is trained."""
+        models = self._possible_models()
+        trained = (m for m in models if any(p.requires_grad for p in m.parameters()))
+        return next(trained, models[0])
+
+    def _needed_encoders(self, options: PluginOptions) -> List[str]:
+        """Those whose features the chosen spaces relate; all where the host chooses."""
+        needed = {name for space in options.spaces for name in ENCODERS[space]}
+        if not (options.has_term and needed):
+            needed = set(self.regularised_modules) if options.has_term else set()
+        if options.has_batches and options.mining:
+            needed.add("image_encoder")
+        return [name for name in self.regularised_modules if name in needed]
+
+    def _regularised_encoders(self, needed: List[str]) -> Dict[str, nn.Module]:
+        """The modules of ``regularised_modules`` that are needed.
+
+        Raises:
+            BadModel: the trainer has no model, or none that has such modules.
+        """
+        problems = []
+        for model in map(_unwrap, self._possible_models()):
+            encoders, problem = self._encoders_in(model, needed)
+            if not problem:
+                return encoders
+            problems.append(problem)
+        raise BadModel(problems[0])
+
+    def _encoders_in(self, model: nn.Module, needed: List[str]) -> Tuple[Dict[str, nn.Module], str]:
+        """The needed encoders in a model, and a sentence on the one that is missing."""
+        modules = dict(model.named_modules())
+        encoders: Dict[str, nn.Module] = {}
+        problem = ""
+        for name in needed:
+            path = self.regularised_modules[name]
+            found = [key for key in modules if f".{key}".endswith(f".{path}")]
+            if path in modules or len(found) == 1:
+                encoders[name] = modules[path if path in modules else found[0]]
+                continue
+            near = ", ".join(found) or ", ".join(key for key, _ in model.named_children())
+            problem = problem or (
+                f"the model has no module {path!r} to capture features from (it has: {near}); "
+                "set regularised_modules on the trainer class, or give modules to "
+                "proxyfda.register"
+            )
+        if problem and len(encoders) == 1:
+            space = "image" if "image_encoder" in encoders else "text"
+            problem += f", or use TRAINER.PROXYFDA.SPACES {space}, which does without"
+        return encoders, problem
 
     def _find_frozen_clip(
         self,
@@ -323,11 +419,10 @@ class RegularisedTrainer:
             return None
         dataset, name = self.dm.dataset, self.cfg.DATASET.NAME  # type: ignore[attr-defined]
         template = template or find_template(type(self), dataset, name)
-        names = [classname.replace("_", " ") for classname in dataset.classnames]
-        texts = [template.format(classname) for classname in names]
+        texts = [template.format(classname) for classname in self._classnames()]
         clip = FrozenCLIP(
-            encoders["image_encoder"],
-            encoders["text_encoder"],
+            encoders.get("image_encoder"),
+            encoders.get("text_encoder"),
             embeddings,
             find_tokenize(type(self)),
             texts,
@@ -341,9 +436,22 @@ class RegularisedTrainer:
 
     def _frozen_features(self, side: str) -> Callable[..., Tensor]:
         """What gives the frozen features of a side: the host, or its weights."""
-        own = getattr(self, f"frozen_{side}_features", None)
-        found: Callable[..., Tensor] = own or getattr(self._frozen_clip, f"{side}_features")
-        return found
+        own: Optional[Callable[..., Tensor]] = getattr(self, f"frozen_{side}_features", None)
+        if own is None:
+            found: Callable[..., Tensor] = getattr(self._frozen_clip, f"{side}_features")
+            return found
+        if side == "text":
+            return own
+
+        def of_images(inputs: Any) -> Tensor:
+            if self._mined and not is_images(inputs):
+                raise BadType(
+                    "frozen_image_features was given images [B, 3, H, W] by TRAINER.PROXYFDA."
+                    "MINING, but the image encoder is given none in training; set MINING False"
+                )
+            return own(inputs)
+
+        return of_images
 
     # -- batches ----------------------------------------------------------------------------------
 
@@ -351,7 +459,7 @@ class RegularisedTrainer:
         """Give the training loader m classes x n images in a batch."""
         loader = self.train_loader_x  # type: ignore[has-type]
         k = options.settings.get("k", 0)
-        sampler = ClassBalancedBatchSampler(
+        sampler = _CountingSampler(
             [item.label for item in loader.dataset.data_source],
             options.m,
             options.n,
@@ -359,6 +467,7 @@ class RegularisedTrainer:
             # A neighbourhood is to cross the border of its class: K > n.
             most_per_class=k - 1 if options.n < k else None,
         )
+        self._balanced = sampler
         self.train_loader_x = _with_batches(loader, sampler)
         if getattr(self, "dm", None) is not None:
             self.dm.train_loader_x = self.train_loader_x  # type: ignore[attr-defined]
@@ -376,6 +485,7 @@ class RegularisedTrainer:
             # The first seeded runs took a number from torch's stream here: theirs are reproduced.
             torch.empty((), dtype=torch.int64).random_()
         self.train_loader_x.batch_sampler.mine(self._class_similarity())
+        self._mined = True
 
     def _class_similarity(self) -> Tensor:
         """Cosine similarities between the mean frozen image features of the classes, [C, C].
@@ -400,7 +510,7 @@ class RegularisedTrainer:
         """What the frozen image features depend on and training leaves alone; empty if unknown."""
         if self._frozen_clip is not None and not hasattr(self, "frozen_image_features"):
             return self._frozen_clip.image_weights()
-        encoder = self._regularised_encoders()["image_encoder"]
+        encoder = self._regularised_encoders(["image_encoder"])["image_encoder"]
         return {
             name: weight for name, weight in encoder.named_parameters() if not weight.requires_grad
         }
@@ -429,6 +539,8 @@ class RegularisedTrainer:
         sampler = getattr(self.train_loader_x, "batch_sampler", None)
         if isinstance(sampler, ClassBalancedBatchSampler):
             sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
+        if isinstance(sampler, _CountingSampler):
+            sampler.drawn = 0
 
     def regularised_loss_scale(self) -> Any:
         """The factor by which the host scales its loss, a number or a tensor."""
@@ -438,25 +550,51 @@ class RegularisedTrainer:
         # In place of get_scale, which waits for the device.
         return scaler.scale(torch.ones((), device=self.device))  # type: ignore[attr-defined]
 
-    def forward_backward(self, batch: Any) -> Any:
+    def forward_backward(self, *args: Any, **kwargs: Any) -> Any:
         """The host's step, with the term joined to its backward pass."""
+        self._notice_unused_batches()
         if self._capture is None:
-            return super().forward_backward(batch)  # type: ignore[misc]
+            return super().forward_backward(*args, **kwargs)  # type: ignore[misc]
         with self._further_nodes(), self._capture.step(scale=self.regularised_loss_scale):
-            summary = super().forward_backward(batch)  # type: ignore[misc]
-        if not self._capture.joined and self._spaces is None:
-            raise Unusable(
-                "no gradient of the host's loss reached a weight of self.model, so the regulariser "
+            summary = super().forward_backward(*args, **kwargs)  # type: ignore[misc]
+        if not self._capture.joined:
+            raise self._not_joined()
+        return {**(summary or {}), **self._finish_step()}
+
+    def _notice_unused_batches(self) -> None:
+        """Say once, at the first step, if the batch comes from elsewhere than our sampler."""
+        sampler, self._balanced = self._balanced, None
+        if sampler is not None and not sampler.drawn and self._plugin is not None:
+            print(
+                f"TRAINER.PROXYFDA.M {self._plugin.m}, N {self._plugin.n} have no effect: "
+                f"{type(self).__name__} takes its batches from elsewhere than "
+                "self.train_loader_x; set M 0 and N 0, and the batches by its own options"
+            )
+
+    def _not_joined(self) -> Exception:
+        """Why the term had no effect in a step, and what to do."""
+        if self._spaces is None:
+            return Unusable(
+                "no gradient of the host's loss reached a weight of its model, so the regulariser "
                 "had no effect; leave TRAINER.PROXYFDA.REGULARISER empty"
             )
-        if not self._capture.joined:
-            raise Unusable(
-                "no gradient of the host's loss reached the features of "
-                f"{' or '.join(self.regularised_modules.values())}, so the regulariser had no "
-                "effect; set regularised_modules on the trainer class to the modules that return "
-                "them"
+        spaces = self._plugin.spaces if self._plugin is not None else ()
+        sides = {name.partition("_")[0]: tuned for name, tuned in self._capture.seen.items()}
+        if len(spaces) == 1 and list(sides.values()) == [False]:
+            others = [space for space in ("cross", "text", "image") if space not in spaces]
+            return BadValue(
+                f"TRAINER.PROXYFDA.SPACES is {spaces!r}, but the {''.join(sides)} encoder is "
+                f"frozen and no gradient reaches the prompts; use {' or '.join(others)}, or "
+                "TRAINER.PROXYFDA.REGULARISER l2sp, which acts on weights"
             )
-        return {**(summary or {}), **self._finish_step()}
+        called = " and ".join(self.regularised_modules[name] for name in self._capture.seen)
+        return Unusable(
+            "no gradient of the host's loss reached the features of "
+            f"{' or '.join(self.regularised_modules.values())}, so the regulariser had no "
+            f"effect (called in this step: {called or 'neither'}); set regularised_modules on the "
+            "trainer class to the modules that return them, or TRAINER.PROXYFDA.REGULARISER l2sp, "
+            "which acts on weights"
+        )
 
     @contextmanager
     def _further_nodes(self) -> Iterator[None]:
@@ -535,6 +673,37 @@ class RegularisedTrainer:
         return start_epoch
 
 
+def _under_own_name(cfg: Any, trainer: type) -> Any:
+    """The config with ``TRAINER.NAME`` as the host knows it, which hosts ask in places; a copy
+    where that is another."""
+    order = trainer.__mro__
+    host = next(
+        base
+        for base in order[order.index(RegularisedTrainer) :]
+        if not issubclass(base, RegularisedTrainer)
+    )
+    if cfg.TRAINER.get("NAME", host.__name__) == host.__name__ or host is object:
+        return cfg
+    cfg = cfg.clone()
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.TRAINER.NAME = host.__name__
+    if was_frozen:
+        cfg.freeze()
+    return cfg
+
+
+class _CountingSampler(ClassBalancedBatchSampler):
+    """Counts the batches that were drawn from it in an epoch."""
+
+    drawn = 0
+
+    def __iter__(self) -> Iterator[List[int]]:
+        for batch in super().__iter__():
+            self.drawn += 1
+            yield batch
+
+
 def _with_batches(loader: Any, sampler: ClassBalancedBatchSampler) -> Any:
     """The same loader with other batches: everything but the choice of images stays the host's."""
     names = ["in_order"] if hasattr(loader, "in_order") else []  # from torch 2.6 on
@@ -565,6 +734,7 @@ def make_trainer(
     backward_pass: int = 1,
     frozen_text_features: Optional[Callable[[Any], Tensor]] = None,
     frozen_image_features: Optional[Callable[[Any, Tensor], Tensor]] = None,
+    text_classes: Optional[Callable[..., Any]] = None,
 ) -> type:
     """``FDA<Host>`` or ``ProxyFDA<Host>``, or the host itself with the config's regulariser.
 
@@ -577,7 +747,11 @@ def make_trainer(
             ``text_encoder``.
         backward_pass: see ``RegularisedTrainer.regularised_backward_pass``.
         frozen_text_features: (trainer) -> [C, d], in place of what would be rebuilt.
-        frozen_image_features: (trainer, images) -> [B, d], likewise.
+        frozen_image_features: (trainer, images) -> [B, d], likewise; see
+            :class:`RegularisedTrainer` for what it is given.
+        text_classes: (trainer, ...) -> [rows], given the arguments of a call of the text encoder:
+            the class of each row that it returns, -1 for none; where the rows are not the classes
+            in label order.
 
     Raises:
         BadValue: for another regulariser, or another key in ``modules``.
@@ -605,6 +779,8 @@ def make_trainer(
         members["frozen_text_features"] = lambda self: frozen_text_features(self)
     if frozen_image_features is not None:
         members["frozen_image_features"] = lambda self, images: frozen_image_features(self, images)
+    if text_classes is not None:
+        members["text_classes"] = lambda self, *args, **kwargs: text_classes(self, *args, **kwargs)
     name = _PREFIXES.get(regulariser, "") + host.__name__
     return type(name, (RegularisedTrainer, host), members)
 
@@ -617,10 +793,22 @@ def _registry() -> Any:
             from dassl.engine import TRAINER_REGISTRY
 
             return TRAINER_REGISTRY
+        except ImportError as error:
+            reason = error
+        try:
+            from proxyfda import dassl
         except ImportError:
-            pass
-    from proxyfda import dassl
-
+            remedy = "install Dassl.pytorch or put its folder on PYTHONPATH"
+            if (reason.name or "").partition(".")[0] != "dassl":
+                remedy = (
+                    f"install {reason.name}, or import proxyfda.dassl before anything of dassl, "
+                    "which mends what it can"
+                )
+            raise NotInstalled(
+                f"proxyfda.register needs Dassl, which cannot be imported ({reason}); {remedy}"
+            ) from reason
+    else:
+        from proxyfda import dassl
     return dassl.TRAINER_REGISTRY  # type: ignore[attr-defined]
 
 

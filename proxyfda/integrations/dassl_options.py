@@ -19,6 +19,7 @@ from proxyfda.utils.templates import check_template
 __all__ = ["PluginOptions", "extend_cfg"]
 
 NODE = "TRAINER.PROXYFDA"
+TEXT_CLASSES = ("", "label", "tokens")
 # Keys that were there before the regularisers had names -> what to use in their place.
 _RENAMED = {
     "MODE": "the regulariser's name says what is trained; none leaves balanced batches alone",
@@ -61,6 +62,9 @@ class PluginOptions:
             with one name per line. Empty: the dataset's attribute ``vocabulary``, else ``nouns``.
         mixed: mixtures of two images in a step, further images in every space of images (ours).
         mixture: how two images are mixed: ``halves``, ``patches`` or ``blend``.
+        text_classes: which class a row of the text encoder is. Empty: rows are in label order,
+            which the first steps check; ``label``: the same, unchecked; ``tokens``: by the class
+            name in the tokens that the text encoder is given.
         settings: options of the regulariser in use.
     """
 
@@ -77,6 +81,7 @@ class PluginOptions:
     vocabulary: str = ""
     mixed: int = 0
     mixture: str = "halves"
+    text_classes: str = ""
     settings: Dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,6 +123,13 @@ class PluginOptions:
                 self.mixture,
                 f"use one of {', '.join(MIXTURES)}{did_you_mean(self.mixture, MIXTURES)}",
             )
+        if self.text_classes not in TEXT_CLASSES:
+            raise _error(
+                "TEXT_CLASSES",
+                self.text_classes,
+                "leave it empty or use one of label, tokens"
+                f"{did_you_mean(self.text_classes, TEXT_CLASSES[1:])}",
+            )
         if self.template:
             check_template(self.template, f"{NODE}.TEMPLATE")
         if self.has_term:
@@ -131,6 +143,10 @@ class PluginOptions:
             )
         if regulariser.kind == "weights" and self.mixed:
             raise _error("MIXED", self.mixed, f"{self.regulariser} acts on weights: leave it 0")
+        if self.mixed and self.spaces and not any(SPACES[s].uses("images") for s in self.spaces):
+            raise _error(
+                "MIXED", self.mixed, f"{self.spaces!r} have no images: add one of images to SPACES"
+            )
         alone = [space for space, nodes in SPACES.items() if nodes.columns is None]
         if regulariser.kind == "features" and not set(self.spaces) <= set(alone):
             raise _error(

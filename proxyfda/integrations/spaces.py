@@ -19,18 +19,20 @@ FDA acts on CoOp and CoCoOp, whose image encoder is frozen: all but ``image`` is
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from collections import Counter
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from proxyfda.integrations.capture import Captured
+from proxyfda.integrations.class_texts import ClassTexts
 from proxyfda.neighbours.graph import NeighbourGraph
 from proxyfda.regularisers import Regulariser, create, find
 from proxyfda.regularisers.relations import RelationalRegulariser
 from proxyfda.utils.errors import BadValue, Unusable
 
-__all__ = ["SPACES", "RegularisedSpaces", "Space"]
+__all__ = ["ENCODERS", "SPACES", "RegularisedSpaces", "Space"]
 
 
 class Space(NamedTuple):
@@ -55,6 +57,17 @@ SPACES = {
 }
 """The spaces by name; ``texts`` are those of classes and words."""
 
+ENCODERS = {
+    name: tuple(
+        "image_encoder" if nodes == "images" else "text_encoder" for nodes in space if nodes
+    )
+    for name, space in SPACES.items()
+}
+"""The encoders whose features a space relates."""
+
+_FIRST_STEPS = 5  # in which a space that does nothing is noticed
+_NOTHING = 1e-12
+
 
 class _Step:
     """What the spaces of one step share, each part made when it is first used.
@@ -72,19 +85,27 @@ class _Step:
         class_anchors: Callable[[], Tensor],
         word_anchors: Optional[Callable[[], Tensor]],
         frozen_image: Callable[[Any], Tensor],
+        class_texts: ClassTexts,
     ) -> None:
-        self._captured = captured
+        self._captured, self._class_texts = captured, class_texts
         self._class_anchors, self._word_anchors = class_anchors, word_anchors
         self._frozen_image = frozen_image
 
     @functools.cached_property
     def images(self) -> Tuple[Tensor, Tensor]:
-        """Features of the images and their anchors, each [B, d]."""
+        """Features of the images [B, d], or several sets of them [S, B, d], and their anchors
+        [B, d]; those of a frozen encoder are their own."""
         leaves = self._captured.leaves.get("image_encoder")
         if not leaves:
             raise Unusable(
                 "the image encoder was not called in this step (are image features computed "
                 "beforehand?), so spaces of images have nothing to act on; use "
+                "TRAINER.PROXYFDA.SPACES text"
+            )
+        if any(leaf.dim() not in (2, 3) for leaf in leaves):
+            raise BadValue(
+                f"the image encoder returned features of the shape {list(leaves[0].shape)}, but "
+                "image and cross need one row per image [B, d] or sets of them [S, B, d]; use "
                 "TRAINER.PROXYFDA.SPACES text"
             )
         features = _joined(leaves)
@@ -103,14 +124,21 @@ class _Step:
                     parts = [call.inputs] if call.more is None else [call.inputs, call.more]
                     rows = [self._frozen_image(part).detach().float() for part in parts]
                 found[id(call.inputs)] = _joined(rows)
-        return features, _joined(
+        anchors = _joined(
             [found[id(call.inputs)] for call in self._captured.calls["image_encoder"]]
         )
+        if features.shape[-2:] != anchors.shape:
+            raise BadValue(
+                f"the image encoder returned features {list(features.shape)} for {len(anchors)} "
+                f"images, whose frozen features are {list(anchors.shape)}; image and cross need "
+                "one row per image, so use TRAINER.PROXYFDA.SPACES text"
+            )
+        return features, anchors
 
     @functools.cached_property
     def texts(self) -> Tuple[Tensor, Tensor]:
         """Text features of the classes and, behind them, the words, one set for all images
-        [T, d] or one per image [B, T, d], and their anchors [T, d]."""
+        [T, d] or several [S, T, d], and their anchors [T, d]."""
         leaves = self._captured.leaves.get("text_encoder")
         if not leaves:
             raise Unusable(
@@ -118,21 +146,16 @@ class _Step:
                 "texts from an earlier one?), so spaces of texts have nothing to act on; "
                 "use TRAINER.PROXYFDA.SPACES image"
             )
-        anchors = self._class_anchors()
-        names = f"the {len(anchors)} classes"
+        calls, anchors = self._captured.calls["text_encoder"], self._class_anchors()
         if self._word_anchors is not None:
-            words = self._word_anchors().to(anchors)
-            names += f" and {len(words)} words"
-            anchors = torch.cat([anchors, words])
-        rows = _joined([leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves])
-        if rows.shape[0] % len(anchors):
-            raise BadValue(
-                f"the text encoder returned {rows.shape[0]} features in one step, not a multiple "
-                f"of {names}; spaces of texts need one feature for each, so use "
-                "TRAINER.PROXYFDA.SPACES image"
-            )
-        one = rows.shape[0] == len(anchors)
-        return rows if one else rows.view(-1, len(anchors), rows.shape[-1]), anchors
+            anchors = torch.cat([anchors, self._word_anchors().to(anchors)])
+        return self._class_texts.sets(calls, leaves, anchors)
+
+    @property
+    def mixed(self) -> int:
+        """How many of the images are mixtures, which are the last rows of a call."""
+        calls = self._captured.calls.get("image_encoder", [])
+        return sum(0 if call.more is None else len(call.more) for call in calls)
 
     def nodes(self, name: str) -> Tuple[Tensor, Tensor]:
         """``images``, ``classes``, ``words`` or ``texts``: features and anchors."""
@@ -162,6 +185,7 @@ class RegularisedSpaces(nn.Module):
         learning_rate: of the regularisers' own parameters (the proxies' generators, learned
             constants), by Adam.
         device: where these live.
+        class_texts: tells which class a row of the text encoder is; None: rows are in label order.
         words: () -> [W, d], features of the hand-written prompts of the words that the host encodes
             behind the classes in this step; needed by the spaces of words.
 
@@ -179,9 +203,13 @@ class RegularisedSpaces(nn.Module):
         frozen_image: Callable[[Any], Tensor],
         learning_rate: float = 1e-3,
         device: Optional[torch.device] = None,
+        class_texts: Optional[ClassTexts] = None,
         words: Optional[Callable[[], Tensor]] = None,
     ) -> None:
         super().__init__()
+        self._class_texts = class_texts or ClassTexts()
+        self._steps = 0
+        self._idle: Counter[str] = Counter()
         self.name, self.kind = name, find(name).kind
         self.regularisers = nn.ModuleDict()
         self._settings, self._spaces, self._weight = dict(settings), tuple(spaces), weight
@@ -251,34 +279,52 @@ class RegularisedSpaces(nn.Module):
     def _terms_of(self, space: str, step: _Step) -> Dict[str, Tensor]:
         rows, columns = SPACES[space]
         features, anchors = step.nodes(rows)
+        if columns is not None:
+            return self._cross_terms(space, step, (features, anchors), step.nodes(columns))
         regulariser = self._regulariser(space, features.shape[-1])
-        if columns is None:
-            if not isinstance(regulariser, RelationalRegulariser):
-                if features.dim() == 3:
-                    features, anchors = features.flatten(0, 1), anchors.repeat(len(features), 1)
-                return regulariser.terms(features, anchors)
-            if space != "text":
-                return regulariser.terms(features, anchors)
-            if self._text_graph is None:
-                self._text_graph = regulariser.graph(anchors)
-            return regulariser.terms(features, anchors, graph=self._text_graph)
-        texts, text_anchors = step.nodes(columns)
-        if texts.dim() == 2:
-            return regulariser.terms(features, anchors, columns=texts, column_anchors=text_anchors)
-        if len(texts) != len(features):
+        if not isinstance(regulariser, RelationalRegulariser):
+            if features.dim() == 3:
+                features, anchors = features.flatten(0, 1), anchors.repeat(len(features), 1)
+            return regulariser.terms(features, anchors)
+        if space != "text" or len(anchors) != len(self.text_anchors()):
+            return regulariser.terms(features, anchors)
+        if self._text_graph is None:
+            self._text_graph = regulariser.graph(anchors)
+        return regulariser.terms(features, anchors, graph=self._text_graph)
+
+    def _cross_terms(
+        self,
+        space: str,
+        step: _Step,
+        images: Tuple[Tensor, Tensor],
+        classes: Tuple[Tensor, Tensor],
+    ) -> Dict[str, Tensor]:
+        (features, anchors), (texts, text_anchors) = images, classes
+        if features.shape[-1] != texts.shape[-1]:
             raise BadValue(
-                f"{len(features)} images met {len(texts)} sets of class texts in one step; the "
-                f"space {space} needs one set for all images or one per image (mixed images have "
-                "none of their own), so use TRAINER.PROXYFDA.SPACES text"
+                f"the features of the image encoder have {features.shape[-1]} dimensions and those "
+                f"of the text encoder {texts.shape[-1]}, so the space {space} cannot relate them; "
+                "use TRAINER.PROXYFDA.SPACES image or text"
             )
-        # Each image is a row of its own: its spread is that of its own similarities.
-        return regulariser.terms(
-            features.unsqueeze(1),
-            anchors.unsqueeze(1),
-            columns=texts,
-            column_anchors=text_anchors,
-            scale="row",
-        )
+        more: Dict[str, Any] = {"columns": texts, "column_anchors": text_anchors}
+        if step.mixed and texts.dim() == 3:
+            raise BadValue(
+                f"{len(features)} images, {step.mixed} of them mixed, met {len(texts)} sets of "
+                f"class texts in one step; in the space {space} mixed images have no texts of "
+                "their own, so set TRAINER.PROXYFDA.MIXED 0"
+            )
+        if features.dim() == 2 and texts.dim() == 3 and len(texts) == len(features):
+            # A set of texts per image, which is a row of its own: its spread is that of its own
+            # similarities.
+            features, anchors = features.unsqueeze(1), anchors.unsqueeze(1)
+            more["scale"] = "row"
+        else:
+            if features.dim() == 3:  # several features per image: each is a row
+                anchors = anchors.expand_as(features).flatten(0, 1)
+                features = features.flatten(0, 1)
+            if texts.dim() == 3:  # several prompts per class: each meets all images
+                features = features.expand(len(texts), -1, -1)
+        return self._regulariser(space, texts.shape[-1]).terms(features, anchors, **more)
 
     def gradients(self, captured: Captured) -> Dict[str, List[Optional[Tensor]]]:
         """Gradients of λ R in every captured feature.
@@ -287,8 +333,11 @@ class RegularisedSpaces(nn.Module):
         step in :meth:`finish_step`.
         """
         terms: Dict[str, List[Tensor]] = {}
-        step = _Step(captured, self.text_anchors, self._words, self._frozen_image)
-        for space in self.spaces(captured):
+        step = _Step(
+            captured, self.text_anchors, self._words, self._frozen_image, self._class_texts
+        )
+        spaces = self.spaces(captured)
+        for space in spaces:
             for name, term in self._terms_of(space, step).items():
                 terms.setdefault(name, []).append(term)
         sums = [sum(found[1:], found[0]) for found in terms.values()]
@@ -310,11 +359,35 @@ class RegularisedSpaces(nn.Module):
             if gradient is not None:  # of an earlier half-batch there may be one
                 before = parameter.grad
                 parameter.grad = gradient if before is None else before + gradient
+        if self._steps < _FIRST_STEPS:
+            values = dict(zip(spaces, next(iter(terms.values()))))
+            self._notice_idle_spaces(values, found[: len(leaves)])
         by_leaf = {id(leaf): gradient for leaf, gradient in zip(leaves, found)}
         return {
             name: [by_leaf.get(id(leaf)) for leaf in leaves]
             for name, leaves in captured.leaves.items()
         }
+
+    def _notice_idle_spaces(
+        self, values: Dict[str, Tensor], gradients: Sequence[Optional[Tensor]]
+    ) -> None:
+        """Say after the first steps which spaces had no effect in any of them."""
+        self._steps += 1
+        still = not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        self._idle.update(
+            space
+            for space, value in values.items()
+            if still or abs(float(value.detach())) < _NOTHING
+        )
+        if self._steps < _FIRST_STEPS:
+            return
+        for space, steps in self._idle.items():
+            if steps == _FIRST_STEPS:
+                print(
+                    f"Proxy-FDA: {self.name} had nothing to align in the space {space} in each of "
+                    f"the first {_FIRST_STEPS} steps; relations need at least 4 images in a batch "
+                    "(image) or 4 classes (text), and features that training moves"
+                )
 
     def finish_step(self) -> Dict[str, Tensor]:
         """Let the regularisers' own parameters step; the terms of the step, without λ.
@@ -364,8 +437,8 @@ class RegularisedSpaces(nn.Module):
 
 
 def _joined(parts: List[Tensor]) -> Tensor:
-    """The rows of all parts; a single one is not copied."""
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    """The rows of all parts [.., n, d]; a single one is not copied."""
+    return torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
 
 
 def _adam(parameters: List[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

@@ -6,7 +6,22 @@ from string import Formatter
 
 from proxyfda.utils.errors import BadValue
 
-__all__ = ["check_template"]
+__all__ = ["DEFAULT_TEMPLATE", "TEMPLATES", "check_template"]
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+TEMPLATES = {
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "Food101": "a photo of {}, a type of food.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "UCF101": "a photo of a person doing {}.",
+}
+"""The hand-written prompts that the family uses, by the dataset's name in the config; where a
+dataset is not listed (Caltech101, ImageNet and its shifted test sets, StanfordCars, SUN397) it is
+:data:`DEFAULT_TEMPLATE`."""
 
 
 def check_template(template: object, where: str) -> str:

@@ -54,7 +54,16 @@ from dassl.utils import read_image
 from .datasets import build_dataset
 from proxyfda.engine import DataManager, DatasetWrapper, build_data_loader
 """,
-    "data/transforms.py": "from proxyfda.engine import build_transform",
+    "data/transforms/__init__.py": """
+from proxyfda.engine import build_transform
+from .autoaugment import levels
+""",
+    "data/transforms/autoaugment.py": """
+import numpy as np
+
+def levels():
+    return np.round(np.linspace(8, 4, 5), 0).astype(np.int)
+""",
     "data/datasets/__init__.py": """
 from proxyfda.engine import DATASET_REGISTRY, build_dataset
 from .base_dataset import DatasetBase, Datum

@@ -97,7 +97,7 @@ seam.announce_engine()
             "proxyfda.engine.loops proxyfda.engine.loops",
             "False True True",
             f"Engine: dassl 0.0.fake ({tmp_path / 'dassl'}; repaired: warm-up schedules, "
-            "checkpoints and resuming, messages about image files)",
+            "numpy.int, checkpoints and resuming, messages about image files)",
         ]
 
 
@@ -109,6 +109,22 @@ def test_an_empty_package_stands_in_for_wilds_where_its_imports_are_missing(inst
     monkeypatch.setattr("importlib.util.find_spec", lambda module: module in installed or None)
     repairs.let_dassl_import_without_wilds()
     assert (name in sys.modules) == (len(installed) < 2)
+
+
+def test_augmentations_find_numpy_int_and_numpy_stays_as_it_is(run_with_dassl):
+    code = """
+import numpy
+{line}
+from dassl.data.transforms import autoaugment, levels
+try:
+    print(levels().tolist(), levels().dtype == numpy.array([1]).dtype)
+except AttributeError:
+    print("broken")
+print("int" in vars(numpy), autoaugment.np.pi == numpy.pi)
+"""
+    mended = ["[8, 7, 6, 5, 4] True", "False True"]
+    assert run_with_dassl(code.format(line="import proxyfda.dassl")) == mended
+    assert run_with_dassl(code.format(line="")) == ["broken", "False True"]
 
 
 def test_warm_up_schedules_work_again(run_with_dassl):

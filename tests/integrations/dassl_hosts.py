@@ -246,6 +246,71 @@ class ConsistentModel(HostModel):
         return F.cross_entropy(logits, labels), teacher, features, logits
 
 
+class Wrapped(nn.Module):
+    """An image encoder that takes its inputs in another form."""
+
+    def __init__(self, visual, unpack):
+        super().__init__()
+        self.visual, self.unpack = visual, unpack
+
+    def forward(self, *args, **kwargs):
+        return self.visual(*self.unpack(*args, **kwargs))
+
+
+class ListModel(CoupledModel):
+    """MMA's and MMRL's manner: the image encoder is given a list; the texts follow with tokens."""
+
+    def add(self, size):
+        super().add(size)
+        self.image_encoder = Wrapped(self.image_encoder, lambda inputs: inputs)
+
+    def encode(self, images, shallow, deep):
+        return self.image_encoder([images, shallow, deep])
+
+    def features(self, images):
+        learner = self.prompt_learner
+        texts = self.text_encoder(learner(), learner.tokens, learner.deep)
+        deep = [learner.deep_proj(prompts) for prompts in learner.deep]
+        return self.encode(images, learner.proj(learner.ctx), deep), [texts]
+
+
+class KeywordModel(ListModel):
+    """By keyword, in a dict, behind prompts."""
+
+    def add(self, size):
+        super().add(size)
+        self.image_encoder.unpack = lambda prompts, inputs: (inputs["images"], *prompts)
+
+    def encode(self, images, shallow, deep):
+        return self.image_encoder((shallow, deep), inputs={"images": images})
+
+
+class CachedModel(ListModel):
+    """SkipTuning's manner: the image encoder goes on from tokens that were kept."""
+
+    def add(self, size):
+        super().add(size)
+        self.image_encoder.unpack = lambda tokens, shallow, deep: (
+            tokens.view(-1, 3, size, size),
+            shallow,
+            deep,
+        )
+
+    def encode(self, images, shallow, deep):
+        return self.image_encoder(images.flatten(2), shallow, deep)
+
+
+class PermutedModel(HostModel):
+    """KDPL's manner: a new order of the classes in each step."""
+
+    def forward(self, images, labels=None):
+        learner = self.prompt_learner
+        order = torch.randperm(len(learner.tokens))
+        texts = self.text_encoder(learner()[order], learner.tokens[order])
+        features, texts = (F.normalize(x, dim=-1) for x in (self.image_encoder(images), texts))
+        return (10 * features @ texts.t())[:, order.argsort()]
+
+
 @DATASET_REGISTRY.register()
 class Pets(DatasetBase):
     """Random images, six of each class."""
@@ -372,6 +437,36 @@ class Conditional(Host):
 @TRAINER_REGISTRY.register()
 class Coupled(Host):
     model_class = CoupledModel
+
+
+@TRAINER_REGISTRY.register()
+class Listed(Host):
+    model_class = ListModel
+
+
+@TRAINER_REGISTRY.register()
+class Keyworded(Host):
+    model_class = KeywordModel
+
+
+@TRAINER_REGISTRY.register()
+class Cached(Host):
+    model_class = CachedModel
+
+
+@TRAINER_REGISTRY.register()
+class OwnBatches(Coupled):
+    """Takes its batches from a loader of its own."""
+
+    def before_epoch(self):
+        super().before_epoch()
+        loader = torch.utils.data.DataLoader(self.train_loader_x.dataset, batch_size=8)
+        self.train_loader_x = loader
+
+
+@TRAINER_REGISTRY.register()
+class Permuted(Plain):
+    model_class = PermutedModel
 
 
 @TRAINER_REGISTRY.register()

@@ -200,3 +200,167 @@ class RecomputedPrompts(ConditionalPrompts):
 
 class CheckpointedLike(Host):
     model_class = RecomputedPrompts
+
+
+# -- the rest of the family: how its trainers differ from the four above ---------------------------
+
+
+class PermutedPrompts(TextPrompts):
+    """KDPL's manner: the classes in an order of the step's own."""
+
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    def forward(self, x):
+        texts = self.text_encoder(self.names[self.order], self.prompt_learner["ctx"])
+        return self.logits(self.image_encoder(x), texts)[:, self.order.argsort()]
+
+
+class MoreClasses(TextPrompts):
+    """LASP's manner: a second call with the classes of the whole dataset, in another order."""
+
+    every = torch.tensor([4, 5, 2, 7, 0, 9, 3, 6, 1, 8])
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("all_names", torch.cat([self.names, torch.randn(CLASSES, DIM)]))
+
+    def forward(self, x):
+        logits = super().forward(x)
+        texts = self.text_encoder(self.all_names[self.every], self.prompt_learner["ctx"])
+        return logits, texts.square().mean()
+
+
+class SeveralPrompts(TextPrompts):
+    """PLOT's manner: several prompts per class in one call, and a map of features per image."""
+
+    prompts, points = 3, 4
+
+    def __init__(self):
+        super().__init__()
+        self.prompt_learner["ctx"] = nn.Parameter(torch.randn(self.prompts, DIM))
+
+    def images(self, x):
+        return self.image_encoder(torch.stack([x + i for i in range(self.points)]))
+
+    def texts(self):
+        ctx = self.prompt_learner["ctx"].repeat_interleave(CLASSES, 0)
+        return self.text_encoder(self.names.repeat(self.prompts, 1), ctx)
+
+    def forward(self, x):
+        texts = self.texts().view(self.prompts, CLASSES, DIM).mean(0)
+        return self.logits(self.images(x).mean(0), texts)
+
+
+class SeveralBoth(SeveralPrompts):
+    """PLOT++'s manner: a set of features for each visual prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompt_learner["vis"] = nn.Parameter(torch.randn(self.points, 1, DIM))
+
+    def images(self, x):
+        return self.image_encoder(x, self.prompt_learner["vis"])
+
+
+class ImagesOnly(Model):
+    """PromptKD's manner: the class texts are those of another model."""
+
+    def __init__(self):
+        super().__init__()
+        del self.text_encoder
+
+    def forward(self, x):
+        return self.logits(self.image_encoder(x, self.prompt_learner["vis"]), self.names)
+
+
+class TextsOnly(Model):
+    """ProText's manner: no image is seen in training."""
+
+    def __init__(self):
+        super().__init__()
+        del self.image_encoder
+
+    def forward(self, x):
+        return self.logits(x, self.text_encoder(self.names, self.prompt_learner["ctx"]))
+
+
+class Adapted(Model):
+    """CLIP-Adapter's and CLAP's manner: what is trained comes after the frozen encoder."""
+
+    def __init__(self):
+        super().__init__()
+        del self.text_encoder
+
+    def forward(self, x):
+        return self.logits(self.image_encoder(x) + self.prompt_learner["ctx"], self.names)
+
+
+class PermutedLike(Host):
+    model_class = PermutedPrompts
+
+
+class MoreClassesLike(Host):
+    model_class = MoreClasses
+
+
+class PLOTLike(Host):
+    model_class = SeveralPrompts
+
+
+class PLOTPPLike(Host):
+    model_class = SeveralBoth
+
+
+class ImagesOnlyLike(Host):
+    """Asks for its own name, and keeps its model under a name of its own, beside a teacher.
+
+    Dassl knows a part of it alone.
+    """
+
+    model_class = ImagesOnly
+
+    def build_model(self):
+        super().build_model()
+        if "NAME" in self.cfg.TRAINER and self.cfg.TRAINER.NAME != "ImagesOnlyLike":
+            raise KeyError(f"no settings for {self.cfg.TRAINER.NAME}")
+        self.teacher, self.student = BothPrompts(), self.model
+        del self.model
+        self._models = {"prompts": self.student.prompt_learner}
+
+    def task_loss(self, batch):
+        return F.cross_entropy(self.student(batch["img"]), batch["label"])
+
+    def frozen_image_features(self, images):
+        return self.student.image_encoder(images)
+
+
+class TextsOnlyLike(Host):
+    model_class = TextsOnly
+
+
+class AdaptedLike(Host):
+    """Its step takes features and labels, the latter by keyword."""
+
+    model_class = Adapted
+
+    def forward_backward(self, features, labels):
+        return super().forward_backward({"img": features, "label": labels})
+
+
+FAMILY = [
+    PermutedLike,
+    MoreClassesLike,
+    PLOTLike,
+    PLOTPPLike,
+    ImagesOnlyLike,
+    TextsOnlyLike,
+    AdaptedLike,
+]
+
+
+def step_of(trainer, batch=None):
+    """One step in the host's own way."""
+    batch = make_batch() if batch is None else batch
+    if isinstance(trainer, AdaptedLike):
+        return trainer.forward_backward(batch["img"], labels=batch["label"])
+    return trainer.forward_backward(batch)

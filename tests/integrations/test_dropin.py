@@ -397,7 +397,7 @@ def test_a_trainer_without_a_model_is_told_so(make):
 
     TRAINER_REGISTRY.register(ZeroShot, force=True)
     proxyfda.register(ZeroShot)
-    with pytest.raises(AttributeError, match="ProxyFDAZeroShot has no self.model that is trained"):
+    with pytest.raises(AttributeError, match="ProxyFDAZeroShot has no model that is trained"):
         make("ProxyFDAZeroShot")
 
 

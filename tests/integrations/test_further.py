@@ -129,12 +129,16 @@ def test_evaluation_mixes_nothing(make):
 
 def test_mixed_images_have_no_texts_of_their_own(make):
     trainer = make("FDAConditional", K=3, SPACES=("cross",), MIXED=3)
-    with pytest.raises(ValueError, match=r"11 images met 8 sets.*mixed images have none"):
+    with pytest.raises(
+        ValueError, match=r"11 images, 3 of them mixed, met 8 sets .*have no texts of their own"
+    ):
         trainer.forward_backward(first_batch(trainer))
 
 
 def test_mixed_images_need_a_space_of_images(make):
-    trainer = make("FDACoupled", K=3, SPACES=("text",), MIXED=3)
+    with pytest.raises(ValueError, match="MIXED is 3; .'text',. have no images"):
+        make("FDACoupled", K=3, SPACES=("text",), MIXED=3)
+    trainer = make("Coupled", REGULARISER="pointwise", MIXED=3)
     with pytest.raises(ValueError, match="MIXED adds images, but the spaces are .'text',., which"):
         trainer.forward_backward(first_batch(trainer))
 
