@@ -139,10 +139,19 @@ def arguments(folder, args):
 
 
 def train(trainer):
-    """Tune; returns the losses that the trainer logged."""
+    """Tune; returns what the trainer logged at each step, with losses that it has not rounded."""
+    losses, step = [], trainer.training_step
+
+    def noted(*inputs, **more):
+        losses.append(step(*inputs, **more))
+        return losses[-1]
+
+    trainer.training_step = noted
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    pairs = zip(losses[::2], losses[1::2])
+    return [{**entry, "loss": (a + b).item()} for entry, (a, b) in zip(logs, pairs)]
 
 
 def main() -> None:
