@@ -539,8 +539,8 @@ class RegularisedTrainer:
         sampler = getattr(self.train_loader_x, "batch_sampler", None)
         if isinstance(sampler, ClassBalancedBatchSampler):
             sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
-        if isinstance(sampler, _CountingSampler):
-            sampler.drawn = 0
+        if self._balanced is not None:  # what was drawn before was no step's batch
+            self._balanced.drawn = 0
 
     def regularised_loss_scale(self) -> Any:
         """The factor by which the host scales its loss, a number or a tensor."""

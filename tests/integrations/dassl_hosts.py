@@ -456,7 +456,11 @@ class Cached(Host):
 
 @TRAINER_REGISTRY.register()
 class OwnBatches(Coupled):
-    """Takes its batches from a loader of its own."""
+    """Takes its batches from a loader of its own, after a look at all images."""
+
+    def before_train(self):
+        super().before_train()
+        assert list(self.train_loader_x)
 
     def before_epoch(self):
         super().before_epoch()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import proxyfda
-from proxyfda.integrations.capture import Call, tensors_in
+from proxyfda.integrations.capture import Call, FeatureCapture, tensors_in
 from proxyfda.integrations.class_texts import ClassesByTokens, ClassTexts, order_problem
 from proxyfda.integrations.dassl import make_trainer
 from proxyfda.utils.errors import BadModel, BadType, BadValue, Unusable
@@ -426,3 +426,25 @@ def test_tensors_are_found_in_lists_tuples_and_dicts():
     a, b, c = torch.zeros(1), torch.ones(2), torch.ones(3)
     assert [len(t) for t in tensors_in([a, [None, (b, {"x": c})], len])] == [1, 2, 3]
     assert tensors_in("text") == []
+
+
+def test_images_come_before_other_tensors():
+    class Late(torch.nn.Module):
+        def forward(self, scale, parts):
+            return parts["images"].flatten(1) * scale
+
+    encoder, seen = Late(), []
+
+    def gradients(captured):
+        seen.extend(call.inputs for call in captured.calls["image_encoder"])
+        return {"image_encoder": [None]}
+
+    capture = FeatureCapture({"image_encoder": encoder}, gradients)
+    images = torch.randn(2, 3, 4, 4)
+    weight = torch.ones(1, requires_grad=True)
+    with capture.step():
+        (encoder(torch.ones(1), {"images": images}) * weight).requires_grad_().sum().backward()
+    assert seen == [] and capture.seen == {"image_encoder": False}
+    with capture.step():
+        encoder(weight * torch.ones(1), {"mask": torch.ones(2), "images": images}).sum().backward()
+    assert len(seen) == 1 and seen[0] is images
