@@ -138,7 +138,7 @@ def test_mixed_images_have_no_texts_of_their_own(make):
 def test_mixed_images_need_a_space_of_images(make):
     with pytest.raises(ValueError, match="MIXED is 3; .'text',. have no images"):
         make("FDACoupled", K=3, SPACES=("text",), MIXED=3)
-    trainer = make("Coupled", REGULARISER="pointwise", MIXED=3)
+    trainer = make("Plain", REGULARISER="pointwise", MIXED=3)
     with pytest.raises(ValueError, match="MIXED adds images, but the spaces are .'text',., which"):
         trainer.forward_backward(first_batch(trainer))
 
