@@ -295,9 +295,11 @@ class PromptTrainer(CLIPTrainer):
     Attributes:
         model_name: name of the learnables among the trainer's models and in checkpoint folders.
         minima: whole-number options of the trainer's node -> their smallest value.
+        texts_in_label_order: says to the plugin which class a text is.
     """
 
     model_name = "prompt_learner"
+    texts_in_label_order = True
     minima: dict[str, int] = {}
 
     def check_cfg(self, cfg):

@@ -122,7 +122,8 @@ class RegularisedTrainer:
     Class texts: the rows that the text encoder returns in a call are the classes in label order,
     once or several times over, which the first steps check. A host with another order offers
     ``text_classes(*args, **kwargs)``, given the arguments of a call of the text encoder, which
-    returns the class of each row, -1 for none; see also ``TRAINER.PROXYFDA.TEXT_CLASSES``.
+    returns the class of each row, -1 for none; see also ``TRAINER.PROXYFDA.TEXT_CLASSES``. One that
+    says ``texts_in_label_order = True`` is not checked.
 
     Spaces of words need a host with a method ``set_words(names)``: until the next call, each call
     of its text encoder in training also encodes these names with the same prompts, behind the
@@ -297,7 +298,9 @@ class RegularisedTrainer:
         """
         own, chosen = getattr(self, "text_classes", None), options.text_classes
         if own is None and chosen != "tokens":
-            return ClassTexts(checked=chosen == "")
+            return ClassTexts(
+                checked=chosen == "" and not getattr(self, "texts_in_label_order", False)
+            )
         if options.has_words:
             raise BadValue(
                 f"TRAINER.PROXYFDA.SPACES is {options.spaces!r}, whose words come behind classes "
