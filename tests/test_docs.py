@@ -63,6 +63,22 @@ def test_python_in_the_first_pages_names_what_exists(page):
                 assert hasattr(proxyfda, node.attr)
 
 
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "integrations").glob("*.md")), ids=lambda page: page.stem
+)
+def test_the_code_of_an_integration_is_that_of_its_example(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    taken = [
+        line for line in lines if "8" in line and "examples/" in line and "python " not in line
+    ]
+    assert taken
+    for line in taken:
+        found = re.fullmatch(r'--8<-- "(examples/\w+\.py):(\w+)"', line)
+        assert found, line  # anything else is no snippet, and stands on the page as it is
+        text = (ROOT / found[1]).read_text(encoding="utf-8")
+        assert f"--8<-- [start:{found[2]}]" in text and f"--8<-- [end:{found[2]}]" in text
+
+
 def test_the_options_page_has_the_plugins_options_and_defaults_that_are_right():
     cfg = CfgNode({"TRAINER": CfgNode()})
     proxyfda.extend_cfg(cfg)
