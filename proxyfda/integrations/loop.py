@@ -54,8 +54,9 @@ def attach(
       many there are before a backward pass or a step. Where the loop divides its loss by k, so is
       the term; a warning says so once, and an explicit ``scale`` settles it.
     - *GradScaler, autocast*: the scale is found. The term is computed in fp32.
-    - *A constant factor in the loss*: ``0.5 * loss`` halves the term as well, as ``loss / 2`` does;
-      give ``scale=1.0`` if that is not meant. ``loss.sum() / N`` is a mean and leaves it alone.
+    - *A factor in the loss*: what divides the whole loss divides the term (``loss / k``), but
+      ``sum() / N`` is a mean and leaves it alone, and a number that multiplies, as in
+      ``0.5 * loss``, is the task's own weight. ``scale`` settles what is meant otherwise.
     - *Several calls in a step*: a term each; with ``together=True`` one on all of them joined.
     - *Activation checkpointing*: counts once, reentrant or not.
     - *torch.compile*: before or after attach. With ``fullgraph=True`` compile the module by itself

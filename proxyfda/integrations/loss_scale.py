@@ -14,7 +14,7 @@ import math
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class LossScale:
 
     Attributes:
         factor: all of it.
-        constant: the part that stands in the graph as numbers (1/k); the rest is that of a
+        constant: the part that stands in the graph as divisors (1/k); the rest is that of a
             ``GradScaler``.
     """
 
@@ -107,14 +107,16 @@ def _is_sum(node: Any) -> bool:
 def _scale_of(loss: Tensor) -> LossScale:
     """Read the factor off the graph of a loss.
 
-    All numbers that the whole loss is multiplied with or divided by, from the outside in, count.
-    Of a sum over samples the innermost below 1 does not: it makes the sum a mean. Where that sum is
-    a cross-entropy (transformers divide by the number of samples of all accumulated batches) the
-    share of this batch is what remains of it.
+    What the whole loss is divided by counts, and what that is multiplied with again (the number of
+    ranks). Of a sum over samples the innermost divisor does not: it makes the sum a mean. Where
+    that sum is a cross-entropy (transformers divide by the number of samples of all accumulated
+    batches) the share of this batch is what remains of it. A number that multiplies a loss which
+    nothing divides, as in ``0.5 * loss``, is the task's own weight.
     """
     node: Any = loss.grad_fn
     scaler: Number = 1.0
-    constants: List[Number] = []
+    # From the outside in: a number, and whether the loss is divided by its inverse.
+    constants: List[Tuple[Number, bool]] = []
     while node is not None:
         if not _hands_on(node):
             found = _constant(node)
@@ -127,22 +129,31 @@ def _scale_of(loss: Tensor) -> LossScale:
                 scaler = scaler * found
             else:
                 value: Number = float(found) if found.device.type == "cpu" else found
-                constants.append(1.0 / value if divides else value)
+                constants.append((1.0 / value if divides else value, divides))
         below = _below(node)
         if len(below) != 1:
             break
         node = below[0]
-    innermost = constants[-1] if constants else 1.0
+    _leave_weights_out(constants)
+    innermost = constants[-1][0] if constants else 1.0
     shrinks = isinstance(innermost, Tensor) or innermost < 1
     if shrinks and node is not None and _is_sum(node):
         constants.pop()
         total = getattr(node, "_saved_total_weight", None)
         if isinstance(total, Tensor):
-            constants.append(innermost * (float(total) if total.device.type == "cpu" else total))
+            share = innermost * (float(total) if total.device.type == "cpu" else total)
+            constants.append((share, True))
+        _leave_weights_out(constants)
     constant: Number = 1.0
-    for value in constants:
+    for value, _ in constants:
         constant = constant * value
     return LossScale(scaler * constant, constant)
+
+
+def _leave_weights_out(constants: List[Tuple[Number, bool]]) -> None:
+    """Drop the numbers that multiply what nothing divides."""
+    while constants and not constants[-1][1]:
+        constants.pop()
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,10 @@ SCALER = torch.tensor(1024.0)
 CASES = {
     "plain": (mean, 1.0),
     "divided-by-k": (lambda x: mean(x) / 4, 0.25),
-    "times-1-over-k": (lambda x: 0.25 * mean(x), 0.25),
+    "the-task's-own-weight": (lambda x: 0.25 * mean(x), 1.0),
+    "own-weight-divided-by-k": (lambda x: 10 * mean(x) / 4, 0.25),
+    "own-weight-of-a-sum-over-N": (lambda x: 0.5 * (x.square().sum() / 8), 1.0),
+    "own-weight-scaled": (lambda x: (0.5 * mean(x)) * SCALER, 1024.0),
     "divided-by-a-tensor": (lambda x: mean(x) / torch.tensor(4), 0.25),
     "divided-twice": (lambda x: mean(x) / 4 / 2, 0.125),
     "scaled-and-divided": (lambda x: mean(x) / 4 * SCALER, 256.0),
@@ -52,7 +55,7 @@ CASES = {
     "sum-over-N": (lambda x: x.square().sum() / 8, 1.0),
     "sum-over-N-over-k": (lambda x: x.square().sum() / 8 / 4, 0.25),
     "sum-scaled": (lambda x: SCALER * x.square().sum(), 1024.0),
-    "sum-times-a-large-number": (lambda x: x.square().sum() * 1024, 1024.0),
+    "sum-times-a-large-number": (lambda x: x.square().sum() * 1024, 1.0),
     "sums-of-two-kinds": (lambda x: (total(x) + x.square().sum()) / 8, 1.0),
     "smoothed-sum": (
         lambda x: F.cross_entropy(x, LABELS, reduction="sum", label_smoothing=0.1) / 7,
