@@ -101,7 +101,7 @@ def attach(
         The handle; ``handle.remove()``, or the end of ``with attach(...):``, restores everything.
 
     Raises:
-        BadType: no module, one that cannot be copied, or anchors of another kind.
+        BadType: no module, one that cannot be copied, no regulariser, or anchors of another kind.
         BadValue: a weight that is negative or not finite.
         Unusable: in the loop, what the table says is refused.
 
@@ -114,6 +114,11 @@ def attach(
     if not isinstance(module, nn.Module):
         raise BadType(
             f"module is a {type(module).__name__}; give the torch.nn.Module to regularise."
+        )
+    if not callable(regulariser):
+        raise BadType(
+            f"regulariser is {regulariser!r}; give one of proxyfda.regularisers, such as "
+            "proxyfda.FDA(), or a function of (features, anchors)."
         )
     if isinstance(regulariser, nn.parallel.DistributedDataParallel):
         regulariser = regulariser.module

@@ -316,8 +316,9 @@ def test_graphs_are_freed():
         (lambda e: (e, FDA(), -1.0), BadValue, "weight is -1.0; give a finite number"),
         (lambda e: (e, FDA(), float("nan")), BadValue, "weight is nan"),
         (lambda e: (e, FDA(), 1.0, "cpy"), BadType, "anchors is 'cpy'; give \"copy\""),
+        (lambda e: (e, "fda"), BadType, "regulariser is 'fda'; give one of proxyfda.regularisers"),
     ],
-    ids=["module", "weights", "negative", "nan", "anchors"],
+    ids=["module", "weights", "negative", "nan", "anchors", "regulariser"],
 )
 def test_mistakes_are_told_in_one_sentence(arguments, kind, words):
     with pytest.raises(kind, match=words):
