@@ -2,9 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from proxyfda.regularisers import create, fda_loss
 from proxyfda.regularisers.constants import FIRST_BATCHES
 
 D = 12
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def anchors(n=40, seed=0, cone=3.0):
@@ -258,17 +254,3 @@ def test_derived_keep_more_neighbours_than_literal_ones():
         kept.append(neighbour_overlap(frozen, x.detach(), 8))
         moved.append(1 - torch.nn.functional.cosine_similarity(x.detach(), frozen).mean().item())
     assert kept[1] > kept[0] + 0.1 and moved[1] < 0.5 * moved[0]
-
-
-def test_the_command_measures_features_of_a_file(tmp_path):
-    frozen = anchors(12, 1).float()
-    torch.save(frozen, tmp_path / "frozen.pt")
-    command = [sys.executable, str(ROOT / "scripts" / "constants.py"), "--k", "3", "--steps", "2"]
-    done = subprocess.run(
-        [*command, "--features", str(tmp_path / "frozen.pt")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    tau, bias = derive_constants(NeighbourGraph(torch.nn.functional.normalize(frozen, dim=1), 3))
-    last = done.stdout.splitlines()[-1]
-    assert last == f"derived: TRAINER.PROXYFDA.TAU {tau:.5g} TRAINER.PROXYFDA.BIAS {bias:.5g}"
-    assert "literal" in done.stdout and "learned on frozen" in done.stdout
