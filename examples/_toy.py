@@ -7,6 +7,7 @@ a new linear head; what it forgets is looked at on the classes of the others.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import os
@@ -125,6 +126,18 @@ def accuracy(predict: Callable[[Tensor], Tensor], pictures: Pictures) -> float:
     """Percentage of pictures whose class gets the largest logit."""
     images, labels = pictures
     return 100 * (in_pieces(predict, images).argmax(1) == labels).double().mean().item()
+
+
+def options(about: str) -> argparse.Namespace:
+    """The command line of an example: ``regulariser``, ``weight``, ``epochs``, ``lr``."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--regulariser", default="proxy_rkd", metavar="NAME")
+    parser.add_argument("--weight", type=float, default=5.0, help="λ")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    return parser.parse_args()
 
 
 def table(rows: Sequence[tuple[str, float | None, Lost]]) -> None:

@@ -9,7 +9,6 @@ step. Runs on the CPU within half a minute, without any download.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import warnings
 
@@ -110,14 +109,7 @@ def fit(model, toy, args, callbacks):
 
 def main() -> None:
     """Print the curves and the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--regulariser", default="proxy_rkd", metavar="NAME")
-    parser.add_argument("--weight", type=float, default=5.0, help="λ")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    args = parser.parse_args()
+    args = _toy.options(__doc__)
     toy = _toy.load_toy()
 
     def parts():

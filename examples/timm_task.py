@@ -9,8 +9,6 @@ batches to a step. Runs on the CPU within half a minute, without any download.
 
 from __future__ import annotations
 
-import argparse
-
 import _toy
 import timm
 import torch
@@ -87,14 +85,7 @@ class TrunkAndHead(nn.Module):
 
 def main() -> None:
     """Print the curves and the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--regulariser", default="proxy_rkd", metavar="NAME")
-    parser.add_argument("--weight", type=float, default=5.0, help="λ")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    args = parser.parse_args()
+    args = _toy.options(__doc__)
     toy = _toy.load_toy()
     batches = toy.batches(args.epochs, 32)
 

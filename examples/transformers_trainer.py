@@ -9,7 +9,6 @@ downloaded. Two batches are accumulated before each step. Runs on the CPU within
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 
@@ -156,14 +155,7 @@ def train(trainer):
 
 def main() -> None:
     """Print the curves and the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--regulariser", default="proxy_rkd", metavar="NAME")
-    parser.add_argument("--weight", type=float, default=5.0, help="λ")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    args = parser.parse_args()
+    args = _toy.options(__doc__)
 
     toy = _toy.load_toy()
     dataset = [{"pixel_values": x, "labels": int(y)} for x, y in zip(*toy.train)]

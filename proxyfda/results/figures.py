@@ -239,19 +239,8 @@ def selection_figure(panels):
     styles = _styles_of({row.name: row.name for row in every})
     for title, axes in axes_of.items():
         for row in panels[title]:
-            axes.errorbar(
-                row.seen,
-                row.unseen,
-                xerr=row.gain_seen_error,
-                yerr=row.gain_unseen_error,
-                ecolor="0.55",
-                elinewidth=0.9,
-                capsize=2,
-                zorder=3,
-                markeredgecolor="black",
-                markeredgewidth=0.7,
-                **_point(styles[row.name]),
-            )
+            errors = (row.gain_seen_error, row.gain_unseen_error)
+            _point_with_errors(axes, (row.seen, row.unseen), errors, styles[row.name])
             if row.chosen:
                 axes.plot(row.seen, row.unseen, "o", ms=15, mfc="none", mec="black", mew=1.4)
             axes.annotate(
@@ -474,24 +463,28 @@ def _title(rows, dataset):
     return title + "*" * any(not row.complete for row in here)
 
 
+def _point_with_errors(axes, at, errors, style):
+    axes.errorbar(
+        *at,
+        xerr=errors[0],
+        yerr=errors[1],
+        ecolor="0.55",
+        elinewidth=0.9,
+        capsize=2,
+        zorder=3,
+        markeredgecolor="black",
+        markeredgewidth=0.7,
+        **_point(style),
+    )
+
+
 def _panel(axes, rows, styles):
     zero = next((row for row in rows if is_zero_shot(row.trainer)), None)
     learned = [row for row in rows if not is_zero_shot(row.trainer)]
     plain = next((row for row in learned if not split_run_name(row.trainer)[1]), None)
     for row in rows:
-        axes.errorbar(
-            row.base,
-            row.new,
-            xerr=row.base_std,
-            yerr=row.new_std,
-            ecolor="0.55",
-            elinewidth=0.9,
-            capsize=2,
-            zorder=3,
-            markeredgecolor="black",
-            markeredgewidth=0.7,
-            **_point(styles[row.name]),
-        )
+        errors = (row.base_std, row.new_std)
+        _point_with_errors(axes, (row.base, row.new), errors, styles[row.name])
     start = plain or zero
     for row in learned:
         if row is start or start is None:

@@ -12,12 +12,6 @@ from proxyfda.benchmarks import BENCHMARKS
 from proxyfda.utils.errors import BadValue, NotFound
 
 
-@pytest.fixture(autouse=True)
-def same_surroundings(monkeypatch):
-    for name in (*run.HELP, *run.HELP_SELECT):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     root = tmp_path_factory.mktemp("data root")
@@ -27,17 +21,11 @@ def trees(tmp_path_factory):
 
 
 @pytest.fixture
-def words(trees, tiny_file, tmp_path):
+def words(trees, options, tmp_path):
     """Words after the protocol: two datasets, one epoch of a tiny CLIP."""
-    options = {
-        "OPTIM.MAX_EPOCH": 1,
-        "MODEL.BACKBONE.WEIGHTS": tiny_file,
-        "INPUT.SIZE": "(32, 32)",
-        "DATALOADER.NUM_WORKERS": 0,
-    }
     where = ["--data", str(trees), "--output", str(tmp_path / "out"), "--seeds", "1"]
     where += ["--datasets", "eurosat,caltech101"]
-    return [str(word) for pair in options.items() for word in pair] + where
+    return [*options, *where]
 
 
 @pytest.fixture

@@ -31,28 +31,6 @@ def trees(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def options(tiny_file):
-    """KEY VALUE words: one epoch of the tiny CLIP."""
-    words = {
-        "OPTIM.MAX_EPOCH": 1,
-        "MODEL.BACKBONE.WEIGHTS": tiny_file,
-        "INPUT.SIZE": "(32, 32)",
-        "DATALOADER.NUM_WORKERS": 0,
-    }
-    return [str(word) for pair in words.items() for word in pair]
-
-
-@pytest.fixture(autouse=True)
-def same_surroundings(monkeypatch):
-    """No variables of the caller; signals as they were."""
-    for name in run.HELP:
-        monkeypatch.delenv(name, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(scope="module")
 def whole(trees, options, tmp_path_factory):
     """Output and exit code of base2new_all: eleven datasets, one seed."""
     output = tmp_path_factory.mktemp("whole")

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,26 +39,6 @@ def lay_out(root, classes=CLASSES):
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
     return lay_out(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def options(tiny_file):
-    words = {
-        "OPTIM.MAX_EPOCH": 1,
-        "MODEL.BACKBONE.WEIGHTS": tiny_file,
-        "INPUT.SIZE": "(32, 32)",
-        "DATALOADER.NUM_WORKERS": 0,
-    }
-    return [str(word) for pair in words.items() for word in pair]
-
-
-@pytest.fixture(autouse=True)
-def same_surroundings(monkeypatch):
-    for name in (*run.HELP, *run.HELP_SELECT):
-        monkeypatch.delenv(name, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 TRIES = ["--splits", "1", "--try", "WEIGHT=1,30", "--try", "SPACES=text+cross"]
