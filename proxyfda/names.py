@@ -7,9 +7,10 @@ scripts take them for trainers. Standard library only.
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Dict, Tuple
 
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.suggest import did_you_mean
 
 REFERENCE = "ZeroshotCLIP"
 """The trainer that learns nothing; every other one is compared with it."""
@@ -22,6 +23,27 @@ PREFIXES = {"FDA": "fda", "ProxyFDA": "proxy_fda"}
 
 NONE = "none"
 """The regulariser that adds no term; its batches may differ from the plain trainer's."""
+
+PRETRAINED = "Pretrained"
+"""The run that tunes nothing end to end: probes of the backbone as it was pre-trained."""
+
+WISE_FT = "WiSEFT"
+"""Probes of weights between the pre-trained ones and those of a plain fine-tuning."""
+
+METHODS: Dict[str, str] = {
+    "naive": "FineTune",
+    "LP-FT": "LPFT",
+    "WiSE-FT": WISE_FT,
+    "L2SP": "FineTune+l2sp",
+    "LDIFS": "FineTune+ldifs",
+    "RKD": "FineTune+rkd",
+    "point-wise": "FineTune+pointwise",
+    "FDA": "FDAFineTune",
+    "Proxy-FDA": "ProxyFDAFineTune",
+    "FLYP": "FLYP",
+}
+"""Methods of tuning end to end as tables call them -> names of their runs, in the order of tables.
+Any other regulariser is ``FineTune+<name>``."""
 
 
 def is_zero_shot(name: str) -> bool:
@@ -93,3 +115,39 @@ def trainer_and_regulariser(word: str) -> Tuple[str, str]:
 def is_regularised(word: str) -> bool:
     """Whether a run that is asked for by ``word`` trains with a term against forgetting."""
     return split_run_name(word)[1] not in ("", NONE)
+
+
+def _letters(word: str) -> str:
+    return "".join(filter(str.isalnum, word)).lower()
+
+
+def finetune_run(method: str) -> str:
+    """The run of a method of tuning end to end, however it is spelled; runs stay as they are.
+
+    Raises:
+        BadValue: no such method.
+
+    >>> finetune_run("ProxyFDA"), finetune_run("lp-ft"), finetune_run("FineTune+match")
+    ('ProxyFDAFineTune', 'LPFT', 'FineTune+match')
+    """
+    known = {_letters(title): name for title, name in METHODS.items()}
+    if _letters(method) in known:
+        return known[_letters(method)]
+    trainer, _, regulariser = method.partition("+")
+    name = run_name(trainer, regulariser)
+    if split_run_name(name)[0] in {split_run_name(run)[0] for run in METHODS.values()}:
+        return name
+    raise BadValue(
+        f"there is no method {method!r}{did_you_mean(method, METHODS)}; use one of "
+        f"{', '.join(METHODS)}, or FineTune+<regulariser>"
+    )
+
+
+def method_title(name: str) -> str:
+    """What tables call a run that tunes end to end.
+
+    >>> method_title("FDAFineTune"), method_title("FineTune+match")
+    ('FDA', 'match')
+    """
+    titles = {run: title for title, run in METHODS.items()}
+    return titles.get(name) or split_run_name(name)[1] or name

@@ -1,7 +1,7 @@
 """Backbones: the models whose features are tuned and compared.
 
 A backbone is whatever fits :class:`Backbone`. :mod:`proxyfda.backbones.clip` has CLIP's, with a
-text encoder and prompts.
+text encoder and prompts; :func:`load_backbone` gives one that is tuned end to end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from typing import Protocol, Sequence, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Backbone"]
+from proxyfda.backbones.image import ImageBackbone
+from proxyfda.backbones.loading import load_backbone
+
+__all__ = ["Backbone", "ImageBackbone", "load_backbone"]
 
 
 @runtime_checkable

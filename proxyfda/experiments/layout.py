@@ -13,6 +13,12 @@ through this module. ``<name>`` is the run's name (see :mod:`proxyfda.names`), a
 * tests of a transfer, that is cross-dataset and domain generalisation:
   ``evaluation/<name>/<config>_<K>shots/<dataset>/seed<S>``
 * zero-shot on all classes: ``ZeroshotCLIP/<config>/<dataset>``
+* tuning end to end, and the probes of what came out on all datasets:
+  ``finetune/{train,probe_val,probe_test}/<dataset>/<name>/<config>/seed<S>``; those of the
+  backbone as it was pre-trained have ``pretrained`` for a dataset, and ``Pretrained`` for a name
+* tasks in a row, I from 1 in ``<row>``, which is the datasets joined by ``+``; of the pre-trained
+  backbone I is 0:
+  ``continual/{train,probe_val,probe_test}/<row>/task<I>/<name>/<config>/seed<S>``
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import re
 from dataclasses import dataclass
 from typing import Iterator, Optional, Sequence, Tuple
 
-from proxyfda.names import REFERENCE
+from proxyfda.names import PRETRAINED, REFERENCE
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
@@ -30,11 +36,13 @@ LOG = "log.txt"
 ERROR = "error.txt"
 TENSORBOARD = "tensorboard"
 
-PROTOCOLS = ("base2new", "select", "fewshot", "transfer", "zeroshot")
+PROTOCOLS = ("base2new", "select", "fewshot", "transfer", "zeroshot", "finetune", "continual")
 """What a run is part of; the training of a transfer is a few-shot run."""
 
 TRAIN, TRAIN_BASE, TEST_BASE, TEST_NEW = "train", "train_base", "test_base", "test_new"
 SEEN, UNSEEN = "seen", "unseen"
+PROBES = {"val": "probe_val", "test": "probe_test"}
+"""Split -> part of a fine-tuning or a row of tasks that has the probes on it."""
 CHOICE = "choice.yaml"
 _CLASSES = {TRAIN: "base", TRAIN_BASE: "base", TEST_BASE: "base", TEST_NEW: "new"}
 
@@ -79,14 +87,36 @@ def zeroshot(dataset: str, name: str, config: str) -> str:
     return os.path.join(name, config, dataset)
 
 
+def finetune(part: str, dataset: str, name: str, config: str, seed: int) -> str:
+    """Folder of a fine-tuning (``train``), or of the probes of it (one of :data:`PROBES`)."""
+    return os.path.join("finetune", part, dataset, name, config, f"seed{seed}")
+
+
+def pretrained(part: str, config: str, seed: int = 1) -> str:
+    """Folder of the probes of the backbone as it was pre-trained."""
+    return finetune(part, "pretrained", PRETRAINED, config, seed)
+
+
+def continual(part: str, row: Sequence[str], task: int, name: str, config: str, seed: int) -> str:
+    """Folder of the training on task ``task`` of a row of datasets, or of the probes after it."""
+    return os.path.join(
+        "continual", part, "+".join(row), f"task{task}", name, config, f"seed{seed}"
+    )
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 _SHOTS = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
+_PROBED = f"(?P<part>{'|'.join([TRAIN, *PROBES.values()])})"
 _PATTERNS = {
     "base2new": rf"(?P<part>{'|'.join(_CLASSES)})/(?P<dataset>[^/]+)"
     r"/shots_(?P<shots>-?\d+)/(?P<name>[^/]+)/(?P<config>[^/]+)/seed(?P<seed>-?\d+)",
     "select": r"select/(?P<dataset>[^/]+)/shots_(?P<shots>-?\d+)/(?P<name>[^/]+)/(?P<config>[^/]+)"
     rf"/split(?P<split>\d+)/(?P<part>{TRAIN}|{SEEN}|{UNSEEN})/seed(?P<seed>-?\d+)",
+    "finetune": rf"finetune/{_PROBED}/(?P<dataset>[^/]+)/(?P<name>[^/]+)/(?P<config>[^/]+)"
+    r"/seed(?P<seed>-?\d+)",
+    "continual": rf"continual/{_PROBED}/(?P<dataset>[^/]+)/task(?P<task>\d+)/(?P<name>[^/]+)"
+    r"/(?P<config>[^/]+)/seed(?P<seed>-?\d+)",
     "transfer": rf"evaluation/(?P<name>[^/]+)/{_SHOTS}/(?P<dataset>[^/]+)/seed(?P<seed>-?\d+)",
     "fewshot": rf"(?P<dataset>[^/]+)/(?P<name>[^/]+)/{_SHOTS}/seed(?P<seed>-?\d+)",
     "zeroshot": rf"(?P<name>{REFERENCE}\d*)/(?P<config>[^/]+)/(?P<dataset>[^/]+)"
@@ -100,12 +130,15 @@ class Place:
 
     Attributes:
         protocol: one of :data:`PROTOCOLS`.
-        part: folder of a base-to-new run, ``train_base`` or the like, or of one for choosing
-            settings, ``train``, ``seen`` or ``unseen``; otherwise empty.
-        dataset, name, config: as the folders are called; config with the one that may follow it.
+        part: folder of a base-to-new run, ``train_base`` or the like, of one for choosing
+            settings, ``train``, ``seen`` or ``unseen``, or of one that tunes end to end, ``train``
+            or one of :data:`PROBES`; otherwise empty.
+        dataset, name, config: as the folders are called; config with the one that may follow it,
+            and dataset the whole row of a row of tasks.
         shots: ``None`` where the layout has none (zero-shot).
         seed: ``None`` where there is no folder for it.
         split: number of the halves of the base classes; ``None`` where all of them are used.
+        task: number of the task in a row of them, 0 for none yet; otherwise ``None``.
     """
 
     protocol: str
@@ -116,13 +149,14 @@ class Place:
     shots: Optional[int]
     seed: Optional[int]
     split: Optional[int] = None
+    task: Optional[int] = None
 
     @property
     def classes(self) -> str:
         """Classes that are evaluated: ``base``, ``new`` or ``all``, or ``seen@1`` and the like."""
         if self.split is not None:
             return f"{UNSEEN if self.part == UNSEEN else SEEN}@{self.split}"
-        return _CLASSES.get(self.part, "all")
+        return _CLASSES.get(self.part, "all") if self.protocol == "base2new" else "all"
 
 
 def parse(folder: str) -> Optional[Place]:
@@ -141,6 +175,7 @@ def parse(folder: str) -> Optional[Place]:
                 shots=_number(found.get("shots")),
                 seed=_number(found.get("seed")),
                 split=_number(found.get("split")),
+                task=_number(found.get("task")),
             )
     return None
 

@@ -180,8 +180,8 @@ def _runs(output, label):
                 unknown = Record("", folder, "", "", 0, None, folder=folder, protocol="")
                 yield replace(unknown, label=label), ""
             continue
-        if place.protocol == "select":
-            continue  # on halves of the base classes: proxyfda.results.selection reads them
+        if place.protocol in ("select", "finetune", "continual"):
+            continue  # these are read in proxyfda.results by selection and forgetting
         if place.part == layout.TRAIN:
             continue  # training of a validation sweep, which is evaluated in a folder of its own
         known = True
