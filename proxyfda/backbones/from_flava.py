@@ -72,11 +72,14 @@ class ImageTower(nn.Module):
 
     def set_grad_checkpointing(self, on: bool) -> None:
         """See :meth:`ImageBackbone.set_grad_checkpointing`."""
+        # transformers 5 has another word for it. The reentrant kind would drop the gradient of the
+        # outputs of blocks, which are compared.
+        new = hasattr(self.model, "activation_checkpointing_enable")
+        switch = ("activation" if new else "gradient") + "_checkpointing_"
         if on:
-            # Outputs of blocks that are compared need a gradient, which the reentrant kind drops.
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(self.model, switch + "enable")({"use_reentrant": False})
         else:
-            self.model.gradient_checkpointing_disable()
+            getattr(self.model, switch + "disable")()
 
 
 class TextTower(nn.Module):
@@ -322,9 +325,13 @@ def _not_downloaded(name: str, problem: str) -> NotFound:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' tables of weights that are not used, which is as it should be."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    said = transformers.logging
+    before, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        said.set_verbosity(before)
+        if bars:
+            said.enable_progress_bar()

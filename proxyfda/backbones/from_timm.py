@@ -212,7 +212,8 @@ def _build(
                     f"{name} takes images of {own} pixels, not of {image_size}; set INPUT.SIZE to "
                     "that."
                 ) from error
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    patch: Any = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    patch = patch if isinstance(patch, int) else patch[0]
     if image_size is not None and image_size % patch:
         raise BadValue(
             f"{name} cannot take images of {image_size} pixels; set INPUT.SIZE to a multiple of "
