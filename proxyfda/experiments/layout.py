@@ -104,6 +104,16 @@ def continual(part: str, row: Sequence[str], task: int, name: str, config: str, 
     )
 
 
+def training_of(folder: str) -> str:
+    """Folder of the training that a folder of probes is of.
+
+    >>> training_of("out/finetune/probe_val/dtd/LPFT/cfg/seed1").replace(os.sep, "/")
+    'out/finetune/train/dtd/LPFT/cfg/seed1'
+    """
+    parts = "|".join(PROBES.values())
+    return re.sub(rf"^(.*[/\\])({parts})(?=[/\\])", rf"\g<1>{TRAIN}", folder)
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 _SHOTS = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"

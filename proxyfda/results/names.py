@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from proxyfda.names import HOSTS, PREFIXES, is_zero_shot, split_run_name
+from proxyfda.names import HOSTS, METHODS, PREFIXES, PRETRAINED, is_zero_shot, split_run_name
 
 # Regularisers in the order of tables; any others follow by name.
 _REGULARISERS = ("", *PREFIXES.values())
+_TUNED = {split_run_name(name)[0] for name in METHODS.values()}
 
 
 def known_first(known, name):
@@ -15,11 +16,17 @@ def known_first(known, name):
 
 
 def trainer_order(name):
-    """Sort key of run names: zero-shot, then hosts as published, and of each plain, FDA, Proxy-FDA
-    and the other regularisers."""
+    """Sort key of run names: what learns nothing, then hosts as published, and of each plain, FDA,
+    Proxy-FDA and the other regularisers; then methods of tuning end to end, as listed.
+
+    >>> sorted(["FDAFineTune", "FineTune+match", "LPFT", "Pretrained", "FineTune"], key=trainer_order)
+    ['Pretrained', 'FineTune', 'LPFT', 'FDAFineTune', 'FineTune+match']
+    """
     host, regulariser = split_run_name(name)
+    if host in _TUNED:
+        return True, (len(HOSTS), ""), known_first(METHODS.values(), name)
     return (
-        not is_zero_shot(name),
+        not (is_zero_shot(name) or name == PRETRAINED),
         known_first(HOSTS, host),
         known_first(_REGULARISERS, regulariser),
     )

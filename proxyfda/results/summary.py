@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -86,12 +87,14 @@ class AccuracyRow:
 class Summary:
     """Rows of one table in order, and what has to be said below it, one sentence each.
 
-    ``uniform`` is false where runs of one row have different settings.
+    ``uniform`` is false where runs of one row have different settings. ``blocks`` makes the tables
+    of it where the rows are of a kind that :mod:`proxyfda.results.tables` does not know.
     """
 
     rows: list
     notes: list = field(default_factory=list)
     uniform: bool = True
+    blocks: Callable[[Summary], list] | None = field(default=None, compare=False, repr=False)
 
 
 class _Group(NamedTuple):
@@ -179,11 +182,17 @@ class _Cells:
 
     The part is ``base`` or ``new``, or for tables on all classes the number of shots. Zero-shot
     runs of all seeds are put together under one seed called ``None``.
+
+    Args:
+        records: the runs.
+        part: function of a run.
+        names: function of the groups in order that gives a dict of their names.
+        apart: every config has a row of its own.
     """
 
-    def __init__(self, records, part):
+    def __init__(self, records, part, names=None, apart=False):
         runs, self.faults, self._configs, self._backbones = {}, {}, {}, {}
-        self._group_of = _groups(records, part)
+        self._group_of = _groups(records, part, apart)
         for r in records:
             group = self._group_of[_family(r), r.config]
             place = (group, r.dataset, None if is_zero_shot(r.trainer) else r.seed, part(r))
@@ -204,7 +213,7 @@ class _Cells:
         self.datasets = sorted(
             self.titles, key=lambda dataset: known_first(TITLES.values(), self.titles[dataset])
         )
-        self.names = _names(self.groups)
+        self.names = (names or _names)(self.groups)
         self.parts = {
             group: sorted({place[3] for place in (*self.values, *self.faults) if place[0] == group})
             for group in self.groups
@@ -345,7 +354,7 @@ def _family(record):
     return record.trainer, record.label, record.log
 
 
-def _groups(records, part):
+def _groups(records, part, apart=False):
     """Groups by family and config.
 
     Configs of one trainer that nowhere meet make one row, as CoOp's do, which has fewer epochs on
@@ -362,7 +371,7 @@ def _groups(records, part):
         rows = []
         for config in sorted(configs, key=lambda config: (-len(configs[config]), config)):
             row = next((row for row in rows if not row[1] & configs[config]), None)
-            if row is None:
+            if row is None or apart:
                 row = (_Group(family[0], config, *family[1:]), set())
                 rows.append(row)
             row[1].update(configs[config])
