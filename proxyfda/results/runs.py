@@ -154,10 +154,7 @@ def _choose(first, second):
     """
     parts = [layout.parse(r.folder).part for r in (first, second)]
     if set(parts) != {layout.TRAIN_BASE, layout.TEST_BASE}:
-        raise BadValue(
-            f"{second.folder} and {first.folder} are the same run; give one of the folders, or "
-            "name the two outputs by LABEL=FOLDER"
-        )
+        raise same_run(second, first)
     trained, tested = (first, second) if parts[0] == layout.TRAIN_BASE else (second, first)
     if trained.accuracy is None or tested.accuracy is None:
         return trained if tested.accuracy is None else tested
@@ -168,6 +165,14 @@ def _choose(first, second):
             f"{tested.accuracy:.2f}; the former is shown.",
         )
     return trained
+
+
+def same_run(first, second):
+    """The error of a run that is there twice."""
+    return BadValue(
+        f"{first.folder} and {second.folder} are the same run; give one of the folders, or name "
+        "the two outputs by LABEL=FOLDER"
+    )
 
 
 def _runs(output, label, required):
