@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from proxyfda.names import HOSTS, METHODS, PREFIXES, PRETRAINED, is_zero_shot, split_run_name
+from proxyfda.names import (
+    HOSTS,
+    METHODS,
+    PREFIXES,
+    PRETRAINED,
+    is_zero_shot,
+    method_title,
+    split_run_name,
+)
 
 # Regularisers in the order of tables; any others follow by name.
 _REGULARISERS = ("", *PREFIXES.values())
@@ -30,3 +38,12 @@ def trainer_order(name):
         known_first(HOSTS, host),
         known_first(_REGULARISERS, regulariser),
     )
+
+
+def title_of(name):
+    """What tables on forgetting call a run: the method if it tunes end to end, else its name.
+
+    >>> title_of("ProxyFDAFineTune"), title_of("ProxyFDACoOp")
+    ('Proxy-FDA', 'ProxyFDACoOp')
+    """
+    return method_title(name) if split_run_name(name)[0] in _TUNED else name

@@ -3,6 +3,8 @@
 A probed run has the accuracy of a linear probe on each of several datasets, and its zero-shot
 accuracy there where the backbone has texts. Where it lies says what it is of
 (:mod:`proxyfda.experiments.layout`); what it was trained with is read from the training beside it.
+Prompts over a row of tasks have no probes, but the accuracy of a test on each dataset, which takes
+their place.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import NamedTuple
 from proxyfda.benchmarks import TITLES, dataset_key
 from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
-from proxyfda.names import PRETRAINED, WISE_FT, method_title
+from proxyfda.names import PRETRAINED, WISE_FT, is_zero_shot
+from proxyfda.results.names import title_of
 from proxyfda.results.runs import Record, details_of, labelled, mismatch, same_run
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
@@ -28,7 +31,8 @@ LAMBDA, ALPHA = "λ", "α"
 class Probe(NamedTuple):
     """An encoder on a dataset: accuracies in percent, zero-shot ``None`` without texts.
 
-    ``counts`` are the classes and the images that it was tested on, as far as known.
+    ``counts`` are the classes and the images that it was tested on, as far as known. Of prompts
+    ``linear_probe`` is the accuracy of their test.
     """
 
     linear_probe: float
@@ -46,6 +50,8 @@ class ProbedRun:
         task: number of the task in a row of tasks after which it was probed, 0 for none yet;
             ``None`` outside of one.
         probes: dataset (its config's name) -> :class:`Probe`.
+        faults: why there is no probe of a dataset, as far as that is known of one alone.
+        tested: whether they are tests of prompts.
         symbol, weight: ``λ`` of a regulariser, or ``α`` between the pre-trained weights (0) and the
             tuned ones (1), and its value; empty and ``None`` where there is neither.
     """
@@ -54,6 +60,8 @@ class ProbedRun:
     split: str
     task: int | None = None
     probes: dict = field(default_factory=dict, compare=False, repr=False)
+    faults: dict = field(default_factory=dict, compare=False, repr=False)
+    tested: bool = False
     symbol: str = ""
     weight: float | None = None
 
@@ -85,17 +93,22 @@ def read_probes(*outputs) -> list[ProbedRun]:
             raise NotFound(f"{folder} is no folder; give the output folder of the scripts")
         for run in _runs(str(folder), label):
             place = (*run.record.place, run.split, -1 if run.task is None else run.task)
-            if place in found:
+            if place not in found:
+                found[place] = run
+            elif run.tested and not run.probes.keys() & found[place].probes.keys():
+                found[place] = _together(found[place], run)
+            else:
                 raise same_run(run.record, found[place].record)
-            found[place] = run
     return [found[place] for place in sorted(found)]
 
 
 def _runs(output, label):
-    parts = {part: split for split, part in layout.PROBES.items()}
+    splits = {part: split for split, part in layout.PROBES.items()}
     for folder in layout.run_folders(output):
         place = layout.parse(folder)
-        if place is None or place.part not in parts:
+        if place is None or place.protocol not in ("finetune", "continual"):
+            continue
+        if place.part not in (*splits, layout.TEST):
             continue
         datasets = [dataset_key(name) for name in place.dataset.split("+")]
         record = Record(
@@ -110,22 +123,44 @@ def _runs(output, label):
             protocol=place.protocol,
             label=label,
         )
-        yield _read(ProbedRun(record, parts[place.part], place.task))
+        split = splits.get(place.part, "test")
+        run = _read(ProbedRun(record, split, place.task), dataset_key(place.target))
+        yield run
 
 
-def _read(run):
+def _together(first, second):
+    """Two tests of one set of prompts, on different datasets."""
+    whole = first if first.record.accuracy is not None else second
+    return replace(
+        whole,
+        probes={**first.probes, **second.probes},
+        faults={**first.faults, **second.faults},
+    )
+
+
+def _read(run, target=""):
+    """The run with what its folder has; ``target``: what prompts are tested on."""
+    run = _with_result(run, target)
+    if not target:
+        return run
+    return replace(run, tested=True, faults={target: run.record.fault} if not run.probes else {})
+
+
+def _with_result(run, target):
     record = run.record
     path = os.path.join(record.folder, layout.RESULT)
     if not os.path.isfile(path):
         return replace(run, record=replace(record, fault="not finished"))
     try:
         result = results_file.read(record.folder)
-        probes = _probes_of(result, path)
+        probes = {target: Probe(result["accuracy"])} if target else _probes_of(result, path)
     except (BadValue, NotFound) as error:
         return replace(run, record=replace(record, fault=str(error)))
     said = {name: result.get(name) for name in ("protocol", "subsample", "seed")}
     said["trainer"] = result.get("name") or result.get("trainer")
     fault = mismatch(record, said)
+    if target and result.get("split") in layout.PROBES:
+        run = replace(run, split=result["split"])
     if not fault and result.get("split") not in (run.split, None):
         fault = f"is of the split {result['split']} in the folder of {run.split}"
     if fault:
@@ -216,7 +251,7 @@ def by_backbone(runs: Sequence[ProbedRun]) -> tuple[dict, list[str]]:
                 f"{count} of {backbone_title(backbone)}" for backbone, count in several.items()
             )
             notes.append(
-                f"{method_title(key[1])} with the config {key[2]} has runs of several backbones, "
+                f"{title_of(key[1])} with the config {key[2]} has runs of several backbones, "
                 f"{words}; each backbone has tables of its own."
             )
     return {key: found[key] for key in sorted(found, key=lambda b: b or ())}, notes
@@ -245,8 +280,13 @@ def lacking(run: ProbedRun, datasets: Iterable[str]) -> str:
     """Why a run has not the probes that it should have; empty if it has."""
     if run.record.accuracy is None:
         return run.record.fault
-    missing = [TITLES.get(name, name) for name in datasets if name not in run.probes]
-    return f"its probes lack {', '.join(missing)}" if missing else ""
+    missing = [
+        TITLES.get(name, name) + (f" ({run.faults[name]})" if name in run.faults else "")
+        for name in datasets
+        if name not in run.probes
+    ]
+    what = "tests" if run.tested else "probes"
+    return f"its {what} lack {', '.join(missing)}" if missing else ""
 
 
 def reference_of(run: ProbedRun, pretrained: Sequence[ProbedRun]) -> ProbedRun | None:
@@ -292,12 +332,12 @@ def names_by_setting(runs: Iterable[ProbedRun]):
             told = len(own) == 1 and own != {""} and own not in others
             more = [group.label] if group.label else []
             more += [next(iter(own)) if told else group.config] if len(like) > 1 else []
-            found[group] = method_title(group.trainer) + (f" ({', '.join(more)})" if more else "")
+            found[group] = title_of(group.trainer) + (f" ({', '.join(more)})" if more else "")
         return found
 
     return names
 
 
 def is_pretrained(run: ProbedRun) -> bool:
-    """Whether it is of the backbone as it was pre-trained."""
-    return run.record.trainer == PRETRAINED
+    """Whether it is of the backbone as it was pre-trained; of prompts, without any."""
+    return run.record.trainer == PRETRAINED or is_zero_shot(run.record.trainer)

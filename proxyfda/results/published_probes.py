@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from proxyfda.names import method_title
+from proxyfda.results.names import title_of
 from proxyfda.results.tables import Block, cell
 
 __all__ = ["Published", "published_block", "published_for", "published_probes"]
@@ -63,7 +63,7 @@ def published_for(protocol: str, name: str, backbone, tasks: Iterable[str]) -> P
     """
     order = tuple if protocol == "continual" else sorted
     for one in published_probes():
-        if (one.protocol, one.method, one.backbone) == (protocol, method_title(name), backbone) and (
+        if (one.protocol, one.method, one.backbone) == (protocol, title_of(name), backbone) and (
             order(one.tasks) == order(tasks)
         ):
             return one

@@ -254,6 +254,7 @@ _ESCAPES = {
     "…": r"\ldots{}",
     "α": r"$\alpha$",
     "λ": r"$\lambda$",
+    "→": r"$\rightarrow$",
 }
 
 
