@@ -23,15 +23,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from proxyfda.names import PRETRAINED
+from proxyfda.benchmarks import TITLES
 from proxyfda.results.forgetting import changes
 from proxyfda.results.metrics import average_accuracy, backward_transfer, forward_transfer
+from proxyfda.results.names import learns_nothing
 from proxyfda.results.probes import (
     LAMBDA,
     ProbedRun,
     backbone_title,
     by_backbone,
-    is_pretrained,
     lacking,
     names_by_setting,
     probed_datasets,
@@ -119,7 +119,7 @@ def rows_of_tasks(runs: Sequence[ProbedRun], split: str = "test"):
         List of :class:`RowOfTasks`, and sentences on runs of several backbones.
     """
     runs = [r for r in runs if r.split == split]
-    everywhere = [r for r in runs if is_pretrained(r) and r.probes]
+    everywhere = [r for r in runs if learns_nothing(r.record.trainer) and r.probes]
     learned = [r for r in runs if r.record.protocol == "continual"]
     backbones, notes = by_backbone(learned)
     found = []
@@ -136,7 +136,7 @@ def _row_of_tasks(backbone, tested, row, here, everywhere):
     alike = [r for r in everywhere if (r.backbone, r.tested) == (backbone, tested)]
     # The pre-trained backbone is the same whatever it was probed for.
     pretrained = [r for r in alike if r.record.dataset == row] or alike
-    learned = [r for r in here if not is_pretrained(r)]
+    learned = [r for r in here if not learns_nothing(r.record.trainer)]
     together = {}
     for run in learned:
         record = run.record
@@ -160,7 +160,7 @@ def summarise_continual(runs: Sequence[ProbedRun], split: str = "test") -> Summa
     for row in found:
         part = _summarise(row, split)
         rows += part.rows
-        head = f"{' → '.join(row.tasks)}, {backbone_title(row.backbone)}: " if len(found) > 1 else ""
+        head = f"{_title(row)}, {backbone_title(row.backbone)}: " if len(found) > 1 else ""
         notes += [head + note for note in part.notes]
         uniform = uniform and part.uniform
     return Summary(rows, notes, uniform, _blocks)
@@ -215,7 +215,7 @@ def _summarise(row, split):
         "backbone": backbone_title(row.backbone),
         "split": split,
         "dataset": dataset,
-        "title": cells.titles.get(dataset, " → ".join(row.tasks)),
+        "title": _title(row),
         "tested": row.tested,
         "datasets": row.tasks,
     }
@@ -274,6 +274,10 @@ def _summarise(row, split):
     return Summary(rows, notes + general, uniform)
 
 
+def _title(row):
+    return " → ".join(TITLES.get(task, task) for task in row.tasks)
+
+
 # -- as text --------------------------------------------------------------------------------------
 
 _CAPTION = (
@@ -318,7 +322,7 @@ def _block(title, rows):
             cell(row.forward, row.forward_std, "+"),
             cell(row.held_out, row.held_out_std, "+"),
             cell(row.held_out_zero_shot, row.held_out_zero_shot_std, "+") if with_texts else "",
-            seeds_cell(row) if row.seeds or row.trainer != PRETRAINED else "",
+            "" if learns_nothing(row.trainer) else seeds_cell(row),
         ]
         if papers:
             line += [cell(row.published_accuracy), cell(row.published_delta, sign="+")]

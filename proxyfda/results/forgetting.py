@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from proxyfda.benchmarks import TITLES
 from proxyfda.experiments import layout
 from proxyfda.names import PRETRAINED
+from proxyfda.results.names import learns_nothing
 from proxyfda.results.probes import (
     LAMBDA,
     ProbedRun,
     backbone_title,
     by_backbone,
-    is_pretrained,
     lacking,
     names_by_setting,
     other_counts,
@@ -145,9 +145,9 @@ class _Tuned:
     """The runs of one backbone, as numbers per run."""
 
     def __init__(self, runs, apart):
-        self.pretrained = [r for r in runs if is_pretrained(r) and r.probes]
-        self.unfinished = [r for r in runs if is_pretrained(r) and not r.probes]
-        self.runs = [r for r in runs if not is_pretrained(r)]
+        self.pretrained = [r for r in runs if learns_nothing(r.record.trainer) and r.probes]
+        self.unfinished = [r for r in runs if learns_nothing(r.record.trainer) and not r.probes]
+        self.runs = [r for r in runs if not learns_nothing(r.record.trainer)]
         self.datasets = probed_datasets(self.runs or self.pretrained)
         self.unreferenced, self.lacking, self.uneven = [], set(), set()
         self.records, more = [], []

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 from proxyfda.benchmarks import TITLES
 from proxyfda.results.continual import rows_of_tasks
-from proxyfda.results.names import known_first
+from proxyfda.results.names import known_first, learns_nothing
 from proxyfda.results.probes import (
     ProbedRun,
     backbone_title,
     by_backbone,
-    is_pretrained,
     names_by_setting,
     probed_datasets,
     reference_of,
@@ -73,8 +72,8 @@ def summarise_matrix(runs: Sequence[ProbedRun], protocol: str, split: str = "tes
     if protocol == "finetune":
         own = [r for r in runs if r.record.protocol == protocol and r.split == split]
         for backbone, of_backbone in by_backbone(own)[0].items():
-            learned = [r for r in of_backbone if not is_pretrained(r)]
-            pretrained = [r for r in of_backbone if is_pretrained(r) and r.probes]
+            learned = [r for r in of_backbone if not learns_nothing(r.record.trainer)]
+            pretrained = [r for r in of_backbone if learns_nothing(r.record.trainer) and r.probes]
             datasets = probed_datasets(learned or pretrained)
             rows += _rows(protocol, backbone, split, False, learned, pretrained, datasets)
     else:

@@ -34,7 +34,7 @@ def trainer_order(name):
     if host in _TUNED:
         return True, (len(HOSTS), ""), known_first(METHODS.values(), name)
     return (
-        not (is_zero_shot(name) or name == PRETRAINED),
+        not learns_nothing(name),
         known_first(HOSTS, host),
         known_first(_REGULARISERS, regulariser),
     )
@@ -47,3 +47,8 @@ def title_of(name):
     ('Proxy-FDA', 'ProxyFDACoOp')
     """
     return method_title(name) if split_run_name(name)[0] in _TUNED else name
+
+
+def learns_nothing(name):
+    """Whether a run is of a model as it was pre-trained, without a seed."""
+    return is_zero_shot(name) or name == PRETRAINED

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from proxyfda.benchmarks import TITLES, dataset_key
 from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
-from proxyfda.names import PRETRAINED, WISE_FT, is_zero_shot
-from proxyfda.results.names import title_of
+from proxyfda.names import WISE_FT
+from proxyfda.results.names import known_first, title_of
 from proxyfda.results.runs import Record, details_of, labelled, mismatch, same_run
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
@@ -272,7 +272,11 @@ def probed_datasets(runs: Iterable[ProbedRun]) -> tuple:
 
     Of two sets that equally many have it is the larger one.
     """
-    counts = Counter(tuple(sorted(run.probes)) for run in runs if run.probes)
+    counts = Counter(
+        tuple(sorted(run.probes, key=lambda name: known_first(TITLES, name)))
+        for run in runs
+        if run.probes
+    )
     return max(counts, key=lambda names: (counts[names], len(names)), default=())
 
 
@@ -336,8 +340,3 @@ def names_by_setting(runs: Iterable[ProbedRun]):
         return found
 
     return names
-
-
-def is_pretrained(run: ProbedRun) -> bool:
-    """Whether it is of the backbone as it was pre-trained; of prompts, without any."""
-    return run.record.trainer == PRETRAINED or is_zero_shot(run.record.trainer)
