@@ -7,13 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from proxyfda.experiments import layout
 from proxyfda.results.continual import summarise_continual
 from proxyfda.results.forgetting import summarise_forgetting
 from proxyfda.results.matrix import summarise_matrix
-from proxyfda.results.probes import read_probes
+from proxyfda.results.probes import read_runs
 from proxyfda.results.published import compare
-from proxyfda.results.runs import collect, labelled
 from proxyfda.results.summary import TABLES as TABLES_OF_TESTS
 from proxyfda.results.summary import Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
@@ -64,50 +62,6 @@ def sections(records, only=None, runs=(), split="test"):
     if "zeroshot" in tables and {row.dataset for row in tables["zeroshot"].rows} <= others:
         del tables["zeroshot"]
     return tables
-
-
-def read_runs(outputs, split="test"):
-    """All runs of some outputs, each kind as far as there are any.
-
-    Returns:
-        What :func:`~proxyfda.results.collect` returns for the split, and what
-        :func:`~proxyfda.results.probes.read_probes` returns.
-
-    Raises:
-        FileNotFoundError, ValueError: as these two; no run has a result.
-    """
-    runs = read_probes(*outputs)
-    probed = [run for run in runs if run.record.accuracy is not None]
-    here = [run for run in probed if run.split == split]
-    records = collect(*outputs, split=split, required=not runs and not _tuned(outputs))
-    if here or any(record.accuracy is not None for record in records):
-        return records, runs
-    where = " and ".join(map(str, outputs))
-    if probed:
-        raise BadValue(
-            f"{where} has no probes on split {split!r}, but {len(probed)} on others; give --split "
-            f"{probed[0].split}"
-        )
-    if runs:
-        first = runs[0].record
-        raise BadValue(
-            f"none of the {len(runs)} probed runs in {where} has a valid result.json "
-            f"({first.folder}: {first.fault}); run the same command again to finish them"
-        )
-    raise NotFound(
-        f"{where} has encoders that were tuned end to end, and no probes of them; run the same "
-        "command again to make them"
-    )
-
-
-def _tuned(outputs):
-    """Whether there are trainings that probes can be of."""
-    places = (
-        layout.parse(folder)
-        for output in outputs
-        for folder in layout.run_folders(str(labelled(output)[0]))
-    )
-    return any(place and place.protocol in ("finetune", "continual") for place in places)
 
 
 def outside_of_layouts(records):
@@ -190,7 +144,9 @@ def _parser():
     add(
         "--compare", choices=("published",), help="differences to the published base-to-new figures"
     )
-    add("--protocol", choices=TABLES, help="this table alone (and finetune_matrix on request alone)")
+    add(
+        "--protocol", choices=TABLES, help="this table alone (and finetune_matrix on request alone)"
+    )
     add("--output", metavar="FILE", help="write to FILE, by its suffix .md, .csv or .tex")
     add("--html", metavar="FILE", help="write a page with tables and figures as well")
     add("--no-curves", dest="curves", action="store_false", help="no training curves on that page")

@@ -194,9 +194,7 @@ def numbers_of(row: RowOfTasks, by_task: dict):
             before = [reference.probes[task].linear_probe for task in row.tasks]
             found["forward"] = forward_transfer(matrix, before)
         change = changes(last.probes, reference.probes, row.held_out)
-        found.update(
-            (name.replace("delta", "held_out"), value) for name, value in change.items()
-        )
+        found.update((name.replace("delta", "held_out"), value) for name, value in change.items())
     return found, ""
 
 
@@ -244,7 +242,9 @@ def _summarise(row, split):
         wanted = ["forward"] * (len(row.tasks) > 1) + ["held_out"] * bool(row.held_out)
         whole = not seeds or all(name in found for name in wanted)
         referenced = referenced and whole
-        settings = {(r.setting, r.weight) for r in runs if cells.group(r.record) == group and r.probes}
+        settings = {
+            (r.setting, r.weight) for r in runs if cells.group(r.record) == group and r.probes
+        }
         setting, weight = next(iter(settings)) if len(settings) == 1 else ("", None)
         paper = published_for("continual", group.trainer, row.backbone, row.tasks)
         rows.append(
@@ -281,9 +281,9 @@ def _title(row):
 # -- as text --------------------------------------------------------------------------------------
 
 _CAPTION = (
-    f"{MEAN}. Accuracy: mean over tasks after the last. BWT: change on earlier tasks since each was "
-    "learned. FWT: change on later tasks before each is learned, from the pre-trained backbone. "
-    "Held out: change on probed datasets that are no task"
+    f"{MEAN}. Accuracy: mean over tasks after the last. BWT: change on earlier tasks since each "
+    "was learned. FWT: change on later tasks before each is learned, from the pre-trained "
+    "backbone. Held out: change on probed datasets that are no task"
 )
 
 

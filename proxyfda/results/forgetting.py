@@ -60,9 +60,9 @@ PER_DATASET = "per dataset"
 class ForgettingRow:
     """One line of a table; numbers in percent and points, ``None`` where there is none.
 
-    ``dataset`` was tuned on, or is ``average`` for the mean over ``datasets``. ``accuracy`` is A_LP,
-    ``delta`` Δ_LP, ``delta_zero_shot`` ΔZS. ``setting`` is λ or α as shown, ``weight`` its number
-    where all runs have the same. ``seeds`` are those that the numbers are made of; ``complete`` is
+    ``dataset`` was tuned on, or is ``average`` for the mean over ``datasets``. ``accuracy`` is
+    A_LP, ``delta`` Δ_LP, ``delta_zero_shot`` ΔZS. ``setting`` is λ or α as shown, ``weight`` its
+    number where all runs have the same. ``seeds`` are those that the numbers are made of; ``complete`` is
     false where some are missing, or the probes of the pre-trained backbone. The last three are of
     the paper, where it has the same backbone and datasets.
     """
@@ -323,7 +323,9 @@ def _blocks(summary):
         if average:
             tuned = len({row.dataset for row in own}) - 1
             used = average[0].n_datasets
-            count = f"{used} tuned datasets" if used == tuned else f"{used} of {tuned} tuned datasets"
+            count = (
+                f"{used} tuned datasets" if used == tuned else f"{used} of {tuned} tuned datasets"
+            )
             found.append(_block(f"Forgetting, {what}: mean over {count}", average))
         each = [row for row in own if row.dataset != AVERAGE]
         found.append(_block(f"Forgetting, {what}: per tuned dataset", each))

@@ -129,9 +129,7 @@ def _rows(protocol, backbone, split, tested, learned, pretrained, datasets):
         for dataset in datasets
         if dataset in run.probes
     ]
-    places = sorted(
-        cells.datasets, key=lambda d: (_task_of(d) or 0, known_first(TITLES, d))
-    )
+    places = sorted(cells.datasets, key=lambda d: (_task_of(d) or 0, known_first(TITLES, d)))
     for group in cells.groups:
         for place in places:
             for dataset in datasets:

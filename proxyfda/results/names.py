@@ -27,11 +27,12 @@ def trainer_order(name):
     """Sort key of run names: what learns nothing, then hosts as published, and of each plain, FDA,
     Proxy-FDA and the other regularisers; then methods of tuning end to end, as listed.
 
-    >>> sorted(["FDAFineTune", "FineTune+match", "LPFT", "Pretrained", "FineTune"], key=trainer_order)
+    >>> names = ["FDAFineTune", "FineTune+match", "LPFT", "Pretrained", "FineTune"]
+    >>> sorted(names, key=trainer_order)
     ['Pretrained', 'FineTune', 'LPFT', 'FDAFineTune', 'FineTune+match']
     """
     host, regulariser = split_run_name(name)
-    if host in _TUNED:
+    if tunes_end_to_end(name):
         return True, (len(HOSTS), ""), known_first(METHODS.values(), name)
     return (
         not learns_nothing(name),
@@ -40,13 +41,18 @@ def trainer_order(name):
     )
 
 
+def tunes_end_to_end(name):
+    """Whether a run tunes the encoder itself, by one of the methods or another regulariser."""
+    return split_run_name(name)[0] in _TUNED
+
+
 def title_of(name):
     """What tables on forgetting call a run: the method if it tunes end to end, else its name.
 
     >>> title_of("ProxyFDAFineTune"), title_of("ProxyFDACoOp")
     ('Proxy-FDA', 'ProxyFDACoOp')
     """
-    return method_title(name) if split_run_name(name)[0] in _TUNED else name
+    return method_title(name) if tunes_end_to_end(name) else name
 
 
 def learns_nothing(name):

@@ -20,7 +20,7 @@ from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
 from proxyfda.names import WISE_FT
 from proxyfda.results.names import known_first, title_of
-from proxyfda.results.runs import Record, details_of, labelled, mismatch, same_run
+from proxyfda.results.runs import Record, collect, details_of, labelled, mismatch, same_run
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
 __all__ = ["Probe", "ProbedRun", "backbone_title", "by_backbone", "names_by_setting", "read_probes"]
@@ -214,6 +214,50 @@ def _setting(name, alpha, regulariser):
     if regulariser and isinstance(regulariser.get("weight"), (int, float)):
         return LAMBDA, float(regulariser["weight"])
     return "", None
+
+
+def read_runs(outputs, split="test"):
+    """All runs of some outputs, each kind as far as there are any.
+
+    Returns:
+        What :func:`~proxyfda.results.collect` returns for the split, and what :func:`read_probes`
+        returns.
+
+    Raises:
+        FileNotFoundError, ValueError: as these two; no run has a result.
+    """
+    runs = read_probes(*outputs)
+    probed = [run for run in runs if run.record.accuracy is not None]
+    here = [run for run in probed if run.split == split]
+    records = collect(*outputs, split=split, required=not runs and not _tuned(outputs))
+    if here or any(record.accuracy is not None for record in records):
+        return records, runs
+    where = " and ".join(map(str, outputs))
+    if probed:
+        raise BadValue(
+            f"{where} has no probes on split {split!r}, but {len(probed)} on others; give --split "
+            f"{probed[0].split}"
+        )
+    if runs:
+        first = runs[0].record
+        raise BadValue(
+            f"none of the {len(runs)} probed runs in {where} has a valid result.json "
+            f"({first.folder}: {first.fault}); run the same command again to finish them"
+        )
+    raise NotFound(
+        f"{where} has encoders that were tuned end to end, and no probes of them; run the same "
+        "command again to make them"
+    )
+
+
+def _tuned(outputs):
+    """Whether there are trainings that probes can be of."""
+    places = (
+        layout.parse(folder)
+        for output in outputs
+        for folder in layout.run_folders(str(labelled(output)[0]))
+    )
+    return any(place and place.protocol in ("finetune", "continual") for place in places)
 
 
 # -- putting them together ------------------------------------------------------------------------

@@ -83,9 +83,7 @@ def published_block(protocol: str) -> Block | None:
     lines, above = [], None
     for one in found:
         new = one.source != above
-        lines.append(
-            [one.source * new, one.method, cell(one.accuracy), cell(one.delta, sign="+")]
-        )
+        lines.append([one.source * new, one.method, cell(one.accuracy), cell(one.delta, sign="+")])
         above = one.source
     return Block(
         "Published, of another backbone and other data",
