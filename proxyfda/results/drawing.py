@@ -11,8 +11,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from proxyfda.names import METHODS, PREFIXES, split_run_name
-from proxyfda.results.names import learns_nothing, tunes_end_to_end
+from proxyfda.names import METHODS, PREFIXES, split_run_name, tunes_end_to_end
+from proxyfda.results.names import learns_nothing
 
 # Each trio runs from light to dark, so that the order survives in greyscale; what is equally light
 # differs in marker, hatch and line.

@@ -62,9 +62,9 @@ class ForgettingRow:
 
     ``dataset`` was tuned on, or is ``average`` for the mean over ``datasets``. ``accuracy`` is
     A_LP, ``delta`` Δ_LP, ``delta_zero_shot`` ΔZS. ``setting`` is λ or α as shown, ``weight`` its
-    number where all runs have the same. ``seeds`` are those that the numbers are made of; ``complete`` is
-    false where some are missing, or the probes of the pre-trained backbone. The last three are of
-    the paper, where it has the same backbone and datasets.
+    number where all runs have the same. ``seeds`` are those that the numbers are made of;
+    ``complete`` is false where some are missing, or the probes of the pre-trained backbone. The
+    last three are of the paper, where it has the same backbone and datasets.
     """
 
     backbone: str

@@ -10,11 +10,11 @@ from proxyfda.names import (
     is_zero_shot,
     method_title,
     split_run_name,
+    tunes_end_to_end,
 )
 
 # Regularisers in the order of tables; any others follow by name.
 _REGULARISERS = ("", *PREFIXES.values())
-_TUNED = {split_run_name(name)[0] for name in METHODS.values()}
 
 
 def known_first(known, name):
@@ -32,18 +32,13 @@ def trainer_order(name):
     ['Pretrained', 'FineTune', 'LPFT', 'FDAFineTune', 'FineTune+match']
     """
     host, regulariser = split_run_name(name)
-    if tunes_end_to_end(name):
+    if tunes_end_to_end(name) and name != PRETRAINED:
         return True, (len(HOSTS), ""), known_first(METHODS.values(), name)
     return (
         not learns_nothing(name),
         known_first(HOSTS, host),
         known_first(_REGULARISERS, regulariser),
     )
-
-
-def tunes_end_to_end(name):
-    """Whether a run tunes the encoder itself, by one of the methods or another regulariser."""
-    return split_run_name(name)[0] in _TUNED
 
 
 def title_of(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from matplotlib.lines import Line2D
 
@@ -49,12 +50,17 @@ def probe_figures(runs, split="test"):
         the row of tasks, is appended to names where there are several.
     """
     rows = overall(summarise_forgetting(runs, split).rows)
-    tuned = {"val": overall(summarise_forgetting(runs, "val", apart=True).rows)}
-    tuned[split] = overall(summarise_forgetting(runs, split, apart=True).rows)
+    tuned = {
+        one: overall(summarise_forgetting(runs, one, apart=True).rows) for one in ("val", split)
+    }
     for tail, own in _by_backbone(rows):
         yield f"forgetting{tail}", drawn(forgetting_figure, own)
-    chosen = {(row.backbone, row.trainer, row.weight) for row in overall(
-        summarise_forgetting(runs, "test").rows)}  # fmt: skip
+    # What was chosen is what test images were looked at with.
+    chosen = Counter(
+        (row.backbone, row.trainer, row.weight)
+        for row in summarise_forgetting(runs, "test").rows
+        if row.dataset != AVERAGE and row.seeds
+    )
     for tail, own in _by_backbone(tuned["val"]):
         if any(len(weights) > 1 for weights in _weights(own).values()):
             yield f"strengths{tail}", drawn(strengths_figure, own, chosen)
@@ -175,12 +181,13 @@ def _weights(rows):
     return {name: sorted(own, key=lambda row: row.weight) for name, own in found.items()}
 
 
-def strengths_figure(rows, chosen=()):
+def strengths_figure(rows, chosen=None):
     """A_LP and Δ_LP over λ, one line per method, and one against the other.
 
     Args:
         rows: of one backbone, one per config, on the validation split.
-        chosen: (backbone, trainer, λ) of what is circled.
+        chosen: on how many tuned datasets a (backbone, trainer, λ) was chosen; it is circled and
+            the number stands beside it.
 
     Returns:
         A matplotlib ``Figure``; plain fine-tuning is dotted.
@@ -188,7 +195,7 @@ def strengths_figure(rows, chosen=()):
     Raises:
         ValueError: no method has a λ.
     """
-    lines = _weights(rows)
+    lines, chosen = _weights(rows), chosen or {}
     if not lines:
         raise BadValue("no method has validation probes with a λ; finish the runs first")
     naive = [row for row in rows if row.trainer == _NAIVE and row.delta is not None]
@@ -204,13 +211,17 @@ def strengths_figure(rows, chosen=()):
         accuracies, deltas = [row.accuracy for row in own], [row.delta for row in own]
         _line(panels["both"], accuracies, deltas, None, style)
         for row in own:
-            if (row.backbone, trainer, row.weight) in chosen:
+            count = chosen.get((row.backbone, trainer, row.weight))
+            if count:
                 for axes, at in (
                     (panels["accuracy"], (row.weight, row.accuracy)),
                     (panels["delta"], (row.weight, row.delta)),
                     (panels["both"], (row.accuracy, row.delta)),
                 ):
                     axes.plot(*at, "o", ms=13, mfc="none", mec="black", mew=1.3)
+                    axes.annotate(
+                        str(count), at, xytext=(7, 7), textcoords="offset points", fontsize=7
+                    )
     for row in naive[:1]:
         for measure in ("accuracy", "delta"):
             panels[measure].axhline(
@@ -227,12 +238,10 @@ def strengths_figure(rows, chosen=()):
         _plain(axes)
     used = [name for name in styles if name in lines or naive]
     handles = [handle_of(title_of(name), styles[name], line=name in lines) for name in used]
-    if any((row.backbone, row.trainer, row.weight) in chosen for own in lines.values()
-           for row in own):  # fmt: skip
-        handles.append(
-            Line2D([], [], marker="o", ls="", ms=11, mfc="none", mec="black", mew=1.3,
-                   label="chosen")
-        )  # fmt: skip
+    if chosen:
+        label = "chosen, on so many tuned datasets"
+        circle = {"marker": "o", "ls": "", "ms": 11, "mfc": "none", "mec": "black", "mew": 1.3}
+        handles.append(Line2D([], [], label=label, **circle))
     add_legend(figure, handles, [row for own in lines.values() for row in own])
     return figure
 

@@ -10,6 +10,7 @@ their place.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from proxyfda.benchmarks import TITLES, dataset_key
 from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
-from proxyfda.names import WISE_FT
+from proxyfda.names import NONE, WISE_FT, split_run_name
 from proxyfda.results.names import known_first, title_of
 from proxyfda.results.runs import Record, collect, details_of, labelled, mismatch, same_run
 from proxyfda.utils.errors import BadValue, NotFound, UserError
@@ -26,6 +27,7 @@ from proxyfda.utils.errors import BadValue, NotFound, UserError
 __all__ = ["Probe", "ProbedRun", "backbone_title", "by_backbone", "names_by_setting", "read_probes"]
 
 LAMBDA, ALPHA = "λ", "α"
+_WEIGHT = "TRAINER.PROXYFDA.WEIGHT"  # λ in a config
 
 
 class Probe(NamedTuple):
@@ -170,7 +172,7 @@ def _with_result(run, target):
     times = [found.get("time") or {} for found in (details, trained)]
     details = {**details, **trained, "backbone": details["backbone"]}
     details["time"] = {"run": sum(time.get("run", 0.0) for time in times)}
-    symbol, weight = _setting(record.trainer, result.get("alpha"), details.get("regulariser"))
+    symbol, weight = _setting(record.trainer, result.get("alpha"), details)
     shots = result.get("shots")
     record = replace(
         record,
@@ -208,12 +210,18 @@ def _training(folder):
         return {}
 
 
-def _setting(name, alpha, regulariser):
-    if name == WISE_FT and alpha is not None:
+def _setting(name, alpha, details):
+    """What holds a run back: its symbol and its value."""
+    if name == WISE_FT and type(alpha) in (int, float):
         return ALPHA, float(alpha)
-    if regulariser and isinstance(regulariser.get("weight"), (int, float)):
-        return LAMBDA, float(regulariser["weight"])
-    return "", None
+    if split_run_name(name)[1] in ("", NONE):
+        return "", None
+    # Where λ was chosen, the folder of the probes leaves it out, and no training lies beside it.
+    weight = (details.get("regulariser") or {}).get("weight", details["cfg"].get(_WEIGHT))
+    try:
+        return LAMBDA, float(weight)
+    except (TypeError, ValueError):
+        return "", None
 
 
 def read_runs(outputs, split="test"):
@@ -347,11 +355,15 @@ def reference_of(run: ProbedRun, pretrained: Sequence[ProbedRun]) -> ProbedRun |
         pretrained: complete runs of the same backbone and split, and of the same row of tasks.
     """
     own = [p for p in pretrained if p.record.label == run.record.label] or list(pretrained)
-    config = run.record.config
-    alike = [p for p in own if f"{config}-".startswith(f"{p.record.config}-")]
+    config = _free_of_shots(run)
+    alike = [p for p in own if f"{config}-".startswith(f"{_free_of_shots(p)}-")]
     if alike:
         return max(alike, key=lambda p: len(p.record.config))
     return own[0] if own and all(p.probes == own[0].probes for p in own) else None
+
+
+def _free_of_shots(run):
+    return re.sub(r"_-?\d+shots$", "", run.record.config)
 
 
 def other_counts(run: ProbedRun, reference: ProbedRun) -> list[str]:
