@@ -55,7 +55,9 @@ class _Images(torch.utils.data.Dataset):
 
     def __init__(self, classes: int, per_class: int, size: int) -> None:
         self.data_source = [
-            SimpleNamespace(label=label) for label in range(classes) for _ in range(per_class)
+            SimpleNamespace(label=label, impath=f"{label}/{number}")
+            for label in range(classes)
+            for number in range(per_class)
         ]
         self.pixels = torch.randn(8, 3, size, size)
 
@@ -63,7 +65,8 @@ class _Images(torch.utils.data.Dataset):
         return len(self.data_source)
 
     def __getitem__(self, index: int) -> dict:
-        return {"img": self.pixels[index % 8], "label": self.data_source[index].label}
+        label = self.data_source[index].label
+        return {"img": self.pixels[index % 8], "label": label, "index": index}
 
 
 def class_names(count: int) -> list[str]:

@@ -1,16 +1,18 @@
 """What a step of tuning end to end costs with each method, beside the step that protects nothing.
 
     python scripts/bench_finetune.py FDA Proxy-FDA LDIFS L2SP RKD --batch 32 --classes 100
+    python scripts/bench_finetune.py naive FDA FDA:cached --backbone ViT-Bundled --batch 64
 
-For each method: a training step, in ratio to that of plain fine-tuning ("naive"), and to a naive
-step with one frozen forward pass of the batch, which is what a method that compares features cannot
-do without. The three take turns within a process, so that the machine's moods hit all alike; printed
-are medians over the rounds, and of ratios the median of those within a round. A method that ends in
-``:cached``, such as ``FDA:cached``, has its frozen features from a cache, as CACHE_ANCHORS does.
+For each method: the trainer's training step, in ratio to that of plain fine-tuning ("naive"), and
+to a naive step with one frozen forward pass of the batch, which nothing that compares features can
+do without. The three take turns within a process, so that the machine's moods hit all alike;
+printed are medians over the rounds, and for ratios the median of those within a round. What the
+term itself takes, forward and backward on features of that size, stands beside it, since it is
+smaller than those moods. A method that ends in ``:cached`` has its frozen features from
+CACHE_ANCHORS of TRAINER.FINETUNE.
 
-Beside it the peak memory of a step, on top of model, frozen copy and batch, in a process of its own,
-and with ``--what terms`` the term by itself, forward and backward, on random features.
-Weights are random, images in memory.
+Peak memory is what two steps take on top of model, frozen copy and batch, in a process of its own.
+Weights are random and images in memory.
 """
 
 from __future__ import annotations
@@ -29,157 +31,133 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 import torch
 from bench import (
     BUNDLED,
+    image_size,
     number_of_child,
+    on_memory,
     peak_memory,
     random_weights,
     ratio,
+    ready,
+    step,
     take_turns,
 )
 from tabulate import tabulate
-from torch.nn import functional as F
 
-from proxyfda.anchors import CachedFeatures
-from proxyfda.backbones.loading import load_backbone
-from proxyfda.names import METHODS, finetune_run, split_run_name
-from proxyfda.regularisers import L2SP, create, find
+import train
+from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.experiments.config import load_config
+from proxyfda.names import METHODS, finetune_run, trainer_and_regulariser
 from proxyfda.utils.errors import show_user_errors
 
 NAIVE = "naive"
 CACHED = ":cached"
-WEIGHT = 1.0
 
 
-class Tuning:
-    """A backbone that is tuned by one method on one batch.
+def trainer_of(method: str, args: argparse.Namespace):
+    """The trainer of a method on images in memory, in the middle of an epoch."""
+    name, regulariser = trainer_and_regulariser(finetune_run(method.removesuffix(CACHED)))
+    options = {
+        "DATASET.NAME": "ImageFolder",
+        "INPUT.SIZE": f"({args.side},{args.side})",
+        "INPUT.TRANSFORMS": ["normalize"],
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.BACKBONE.WEIGHTS": args.weights,
+        "DATALOADER.TRAIN_X.BATCH_SIZE": args.batch,
+        "OPTIM.NAME": "adamw",
+        "OPTIM.LR": 1e-5,
+        "OPTIM.MAX_EPOCH": 1000,
+        "TRAINER.FINETUNE.HEAD": "random",
+        "TRAINER.FINETUNE.PREC": args.prec,
+        "TRAINER.FINETUNE.CACHE_ANCHORS": method.endswith(CACHED),
+        "USE_CUDA": torch.cuda.is_available(),
+    }
+    words = ["--trainer", name, "--regulariser", regulariser, "--output-dir", args.folder]
+    words += [str(word) for option in options.items() for word in option]
+    words += [word for pair in args.opts for word in pair]
+    cfg = load_config(train.parser().parse_args(words))
+    base = on_memory(
+        TRAINER_REGISTRY.get(cfg.TRAINER.NAME), args.classes, max(1, args.batch // args.classes)
+    )
 
-    Args:
-        method: a name of :data:`proxyfda.names.METHODS`, with or without ``:cached``.
-        args: the command line.
+    class OnMemory(base):
+        def build_data_loader(self):
+            self.backbone = self._load_backbone()
+            super().build_data_loader()
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = ready(OnMemory(cfg))
+        trainer.before_train()
+    return trainer
+
+
+def step_with_frozen_pass(trainer, batch: dict) -> None:
+    """One training step, and a forward pass without gradient of which nothing is made."""
+    with trainer.autocast():
+        trainer.backbone.encode(batch["img"].to(trainer.device))
+    step(trainer, batch)
+
+
+def term_of(trainer, batch: dict):
+    """The value and the gradients of a trainer's term, on features of a batch, as a function.
+
+    None where it needs no features.
     """
+    if trainer.term is None or not trainer.term.takes_anchors:
+        return None
+    with torch.no_grad():
+        _, compared = trainer.term.encode(trainer.backbone, batch["img"].to(trainer.device))
+    one = isinstance(compared, torch.Tensor)
+    anchors = [compared] if one else compared
+    tuned = [(x + 0.1 * x.std() * torch.randn_like(x)).requires_grad_() for x in anchors]
+    regulariser = trainer.term.regulariser
+    wanted = [*tuned, *regulariser.parameters()]
 
-    def __init__(self, method: str, args: argparse.Namespace) -> None:
-        word, _, cached = method.partition(":")
-        self.regulariser_name = split_run_name(finetune_run(word))[1]
-        torch.manual_seed(0)
-        self.student = self.backbone(args)
-        size = self.student.image_size
-        self.images = torch.randn(args.batch, 3, size, size)
-        self.labels = torch.arange(args.batch) % args.classes
-        self.head = torch.nn.Linear(self.student.output_dim, args.classes)
-        self.frozen, self.regulariser = None, None
-        parameters = [*self.student.image_tower.parameters(), *self.head.parameters()]
-        if self.regulariser_name == "l2sp":
-            self.regulariser = L2SP(self.student.image_tower)
-        elif self.regulariser_name:
-            self.regulariser = create(self.regulariser_name, self.student.output_dim)
-            parameters += self.regulariser.parameters()
-            self.frozen = self.backbone(args).requires_grad_(False).eval()
-        if cached:
-            self.frozen = CachedFeatures.of(self.frozen, [self.images])
-        self.optimiser = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1)
+    def term() -> None:
+        given = (tuned[0], anchors[0]) if one else (tuned, anchors)
+        torch.autograd.grad(regulariser(*given), wanted, allow_unused=True)
 
-    def backbone(self, args: argparse.Namespace):
-        with contextlib.redirect_stdout(io.StringIO()):
-            return load_backbone(args.backbone, args.weights)
-
-    def step(self) -> None:
-        """One training step."""
-        self.optimiser.zero_grad()
-        anchors, slices = None, self.regulariser_name == "ldifs"
-        if self.frozen is not None:
-            with torch.no_grad():
-                anchors = (
-                    self.frozen.with_layers(self.images)[1] if slices else self.frozen(self.images)
-                )
-        if slices:
-            features, compared = self.student.with_layers(self.images)
-        else:
-            features = compared = self.student(self.images)
-        loss = F.cross_entropy(self.head(F.normalize(features, dim=-1)), self.labels)
-        if self.regulariser is not None:
-            loss = loss + WEIGHT * self.regulariser(compared, anchors)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.image_tower.parameters(), 1.0)
-        self.optimiser.step()
-
-    def step_with_frozen_pass(self) -> None:
-        """The same, and a forward pass without gradient, of which nothing is made."""
-        self.student.encode(self.images)
-        self.step()
-
-
-# -- time -----------------------------------------------------------------------------------------
+    return term
 
 
 def time_steps(args: argparse.Namespace) -> list[list]:
-    """Rows: method, its step in ms, in ratio to naive, and to naive with a frozen pass."""
+    """Rows: method; its step in ms, in ratio to naive, and to naive with a frozen pass; its term
+    by itself in ms, and in per cent of the step."""
     rows = []
-    naive = Tuning(NAIVE, args)
+    naive = trainer_of(NAIVE, args)
+    batch = next(iter(naive.train_loader_x))
     for method in args.methods:
-        tuned = Tuning(method, args)
+        tuned = trainer_of(method, args)
         jobs = {
-            "naive": naive.step,
-            "with pass": naive.step_with_frozen_pass,
-            "method": tuned.step,
+            NAIVE: functools.partial(step, naive, batch),
+            "method": functools.partial(step, tuned, batch),
+            "pass": functools.partial(step_with_frozen_pass, naive, batch),
         }
+        term = term_of(tuned, batch)
+        if term is not None:
+            jobs["term"] = term
         times = take_turns(jobs, args)
-        step = times["method"]
-        rows.append(
-            [
-                method,
-                1000 * statistics.median(step),
-                ratio(step, times["naive"]),
-                ratio(step, times["with pass"]),
-            ]
-        )
+        found = times["method"]
+        row = [method, 1000 * statistics.median(found)]
+        row += [ratio(found, times[NAIVE]), ratio(found, times["pass"])]
+        if term is not None:
+            row += [1000 * statistics.median(times["term"]), 100 * ratio(times["term"], found)]
+        rows.append(row)
+        del tuned, jobs, term  # the memory of one at a time
     return rows
 
 
-def time_terms(args: argparse.Namespace) -> list[list]:
-    """Rows: method, and ms of its term by itself, forward and backward, for each batch."""
-    naive = Tuning(NAIVE, args)
-    shapes = [tuple(x.shape[1:]) for x in naive.student.with_layers(naive.images[:1])[1]]
-    rows = []
-    for method in args.methods:
-        name = split_run_name(finetune_run(method.partition(":")[0]))[1]
-        if not name or find(name).kind == "weights":
-            continue
-        regulariser = create(name, naive.student.output_dim)
-        own = list(regulariser.parameters())
-        jobs = {}
-        for batch in args.term_batch:
-            wanted = shapes if name == "ldifs" else [(naive.student.output_dim,)]
-            anchors = [torch.randn(batch, *shape) for shape in wanted]
-            tuned = [(x + 0.1 * torch.randn_like(x)).requires_grad_() for x in anchors]
-            jobs[batch] = functools.partial(term, regulariser, tuned, anchors, own)
-        times = take_turns(jobs, args)
-        rows.append(
-            [method, *(1000 * statistics.median(times[batch]) for batch in args.term_batch)]
-        )
-    return rows
-
-
-def term(regulariser, tuned: list, anchors: list, own: list) -> None:
-    """A regulariser's value and gradients."""
-    one = len(tuned) == 1
-    loss = regulariser(tuned[0], anchors[0]) if one else regulariser(tuned, anchors)
-    torch.autograd.grad(loss, [*tuned, *own], allow_unused=True)
-
-
-# -- memory ---------------------------------------------------------------------------------------
-
-
-def two_steps(tuning: Tuning) -> None:
-    """The optimiser's state is there from the first on."""
+def two_steps(trainer, batch: dict) -> None:
+    """The state of the optimiser is there from the first one on."""
     for _ in range(2):
-        tuning.step()
+        step(trainer, batch)
 
 
 def memory_in_child(method: str, args: argparse.Namespace) -> float | None:
     """MiB of two steps at their peak, on top of what is there before, in a process of its own."""
     words = [method, "--memory-of-one"]
-    for flag in ("backbone", "weights", "classes", "batch", "threads"):
+    for flag in ("backbone", "weights", "classes", "batch", "prec", "threads"):
         words += [f"--{flag}", str(getattr(args, flag))]
+    words += [word for pair in args.opts for word in ("--opt", *pair)]
     return number_of_child(__file__, words, f"memory of {method}")
 
 
@@ -193,22 +171,24 @@ def arguments() -> argparse.Namespace:
         "methods",
         nargs="+",
         metavar="METHOD",
-        help=f"one of {', '.join(METHODS)}, or a regulariser",
+        help=f"{', '.join(METHODS)}, or FineTune+<regulariser>",
     )
-    add("--what", default="step,memory", help="any of step, memory, terms")
+    add("--what", default="step,memory", help="step, memory or both (default)")
     add("--backbone", default="ViT-B/32", help=f"the encoder; {BUNDLED}: the bundled CLIP")
     add("--weights", default="", help="file for the backbone, in place of random weights")
     add("--classes", type=int, default=100)
     add("--batch", type=int, default=32, help="images in a step")
-    add("--term-batch", type=int, nargs="+", default=[32, 64, 320], help="images, for terms")
     add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
-    add("--threads", type=int, default=1)
+    add("--prec", default="fp32", choices=["fp32", "amp"])
+    add("--threads", type=int, default=1, help="CPU threads")
+    add("--opt", dest="opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+        help="option of the config, for all methods; may be repeated")  # fmt: skip
     add("--memory-of-one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.what = args.what.split(",")
-    unknown = set(args.what) - {"step", "memory", "terms"}
+    unknown = set(args.what) - {"step", "memory"}
     if unknown:
-        parser.error(f"--what {','.join(sorted(unknown))}: use any of step, memory, terms")
+        parser.error(f"--what {','.join(sorted(unknown))}: use any of step, memory")
     # Wall-clock times swing with what else a machine does; a device's work is no processor time.
     args.cpu_time = not torch.cuda.is_available()
     return args
@@ -218,22 +198,24 @@ def main() -> int:
     """Print the tables."""
     args = arguments()
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        args.weights = args.weights or random_weights(args.backbone, folder)
+    with tempfile.TemporaryDirectory() as args.folder:
+        args.weights = args.weights or random_weights(args.backbone, args.folder)
+        args.side = image_size(args.backbone, args.weights)
         if args.memory_of_one:
-            print(peak_memory(functools.partial(two_steps, Tuning(args.methods[0], args))))
+            trainer = trainer_of(args.methods[0], args)
+            batch = next(iter(trainer.train_loader_x))
+            trainer.backbone.encode(batch["img"].to(trainer.device))  # libraries are loaded by it
+            print(peak_memory(functools.partial(two_steps, trainer, batch)))
             return 0
         clock = "processor time" if args.cpu_time else "wall-clock time"
         print(
-            f"{args.backbone}, batch {args.batch}, {args.classes} classes, {args.threads} threads, "
-            f"{args.rounds} rounds, {clock}, torch {torch.__version__}"
+            f"{args.backbone}, batch {args.batch}, {args.classes} classes, {args.prec}, "
+            f"{args.threads} threads, {args.rounds} rounds, {clock}, torch {torch.__version__}"
         )
         if "step" in args.what:
-            head = ["step", "ms", "/ naive", "/ naive with a frozen pass"]
-            print("\n" + tabulate(time_steps(args), head, floatfmt=("", ".1f", ".3f", ".3f")))
-        if "terms" in args.what:
-            head = ["term alone, ms", *(f"batch {batch}" for batch in args.term_batch)]
-            print("\n" + tabulate(time_terms(args), head, floatfmt=".2f"))
+            head = ["step", "ms", "/ naive", "/ naive with a frozen pass", "term, ms", "%"]
+            floats = ("", ".1f", ".3f", ".3f", ".2f", ".2f")
+            print("\n" + tabulate(time_steps(args), head, floatfmt=floats))
         if "memory" in args.what:
             base = memory_in_child(NAIVE, args)
             rows = [[NAIVE, base, 1.0 if base else None]]
