@@ -287,7 +287,7 @@ def _find_folders(args: argparse.Namespace) -> None:
     moving = args.protocol in ("cross_dataset", "domain_generalization")
     args.used = [args.source, *args.targets] if moving else args.datasets
     if not args.data:
-        if not set(args.used) <= set(bundled) and not args.estimate:
+        if not set(args.used) <= set(PROJECT.rendered_datasets) and not args.estimate:
             raise BadValue(
                 "the folder of the datasets is not given; use DATA=/path/to/datasets or --data"
             )
@@ -381,9 +381,9 @@ def _launcher_options(pairs: list[str]) -> dict:
 def _render_bundled(args: argparse.Namespace) -> None:
     from datasets.bundled.build import SPLIT_FILE, render_all
 
-    folders = [name for name in args.used if name in PROJECT.bundled_datasets]
+    folders = [name for name in args.used if name in PROJECT.rendered_datasets]
     if not all(osp.isfile(osp.join(args.data, name, SPLIT_FILE)) for name in folders):
-        render_all(args.data)
+        render_all(args.data, folders)
 
 
 def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from proxyfda.benchmarks import BUNDLED, BUNDLED_TASKS
 from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name
 from proxyfda.utils.errors import BadValue, NotFound
 
@@ -122,9 +123,14 @@ class Project:
 
     @property
     def bundled_datasets(self) -> list[str]:
-        """Names of the bundled datasets' configs."""
+        """Names of the bundled datasets that stand in for the benchmarks of prompt tuning."""
+        return [name for name in self.rendered_datasets if name in BUNDLED]
+
+    @property
+    def rendered_datasets(self) -> list[str]:
+        """Names of all bundled datasets' configs, those for tuning end to end included."""
         names = _yaml_files(self._path("datasets"))
-        return [name for name in names if name.startswith("bundled_")]
+        return [name for name in BUNDLED_TASKS if name in names]
 
     def dataset_config(self, dataset: str) -> str:
         """Path of ``configs/datasets/<dataset>.yaml``, or of a YAML file given as it is.
