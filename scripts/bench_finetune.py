@@ -84,6 +84,7 @@ def trainer_of(method: str, args: argparse.Namespace):
             self.backbone = self._load_backbone()
             super().build_data_loader()
 
+    torch.manual_seed(0)  # all get the same images
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = ready(OnMemory(cfg))
         trainer.before_train()
