@@ -55,7 +55,9 @@ class _Images(torch.utils.data.Dataset):
 
     def __init__(self, classes: int, per_class: int, size: int) -> None:
         self.data_source = [
-            SimpleNamespace(label=label) for label in range(classes) for _ in range(per_class)
+            SimpleNamespace(label=label, impath=f"{label}/{number}")
+            for label in range(classes)
+            for number in range(per_class)
         ]
         self.pixels = torch.randn(8, 3, size, size)
 
@@ -63,7 +65,8 @@ class _Images(torch.utils.data.Dataset):
         return len(self.data_source)
 
     def __getitem__(self, index: int) -> dict:
-        return {"img": self.pixels[index % 8], "label": self.data_source[index].label}
+        label = self.data_source[index].label
+        return {"img": self.pixels[index % 8], "label": label, "index": index}
 
 
 def class_names(count: int) -> list[str]:
@@ -314,16 +317,24 @@ def peak_memory(job) -> float:
 
 def child_memory(name: str, what: str, args: argparse.Namespace) -> float | None:
     """:func:`peak_memory` of a trainer's ``step`` or ``bare`` step, in a process of its own."""
-    command = [sys.executable, __file__, name, "--memory-of", what]
+    words = [name, "--memory-of", what]
     for flag in ("backbone", "weights", "classes", "batch", "prec", "threads"):
-        command += [f"--{flag}", str(getattr(args, flag))]
-    command += [word for pair in args.opts for word in ("--opt", *pair)]
-    # Freed blocks go back to the system, so that what is resident is what is in use.
+        words += [f"--{flag}", str(getattr(args, flag))]
+    words += [word for pair in args.opts for word in ("--opt", *pair)]
+    return number_of_child(__file__, words, f"memory of {name} ({what})")
+
+
+def number_of_child(script: str, words: list[str], what: str) -> float | None:
+    """The last word that a script prints, as a number; None, and a line that says why, if it fails.
+
+    What it frees goes back to the system, so that what is resident is what is in use.
+    """
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, script, *words]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     if result.returncode:
         reason = result.stderr.strip().splitlines()[-1:] or ["it was killed"]
-        print(f"no memory of {name} ({what}): {reason[0]}", file=sys.stderr)
+        print(f"no {what}: {reason[0]}", file=sys.stderr)
         return None
     return float(result.stdout.split()[-1])
 

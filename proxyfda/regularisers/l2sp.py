@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from proxyfda.neighbours.cosines import zero_loss
 from proxyfda.regularisers.base import Options, Regulariser, register
@@ -50,7 +51,8 @@ def l2sp_loss(weights: Sequence[Tensor], starting_weights: Sequence[Tensor]) -> 
     terms = []
     for weight, start in zip(weights, starting_weights):
         weight = weight if weight.dtype == torch.float64 else weight.float()
-        terms.append((weight - start.detach().to(weight)).square().sum())
+        # One pass each way, and no difference as large as the model is kept for the backward pass.
+        terms.append(mse_loss(weight, start.detach().to(weight), reduction="sum"))
     return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
 

@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from proxyfda.neighbours.cosines import full_precision, zero_loss
 from proxyfda.regularisers.base import Features, Options, Regulariser, register
@@ -90,7 +91,7 @@ def ldifs_loss(features: Features, anchors: Features, *, normalise_over: str = "
             y = y.detach().to(x.dtype)
             if dim:
                 x, y = _normalised(x, dim), _normalised(y, dim)
-            losses.append((x - y).square().mean())
+            losses.append(mse_loss(x, y))
         return torch.stack(losses).mean()
 
 
