@@ -13,7 +13,6 @@ absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 DATA="$(absolute "${DATA:-$ROOT/data}")"
 OUTPUT="$(absolute "${OUTPUT:-$ROOT/output/bundled}")"
 cd "$ROOT"
-"$PYTHON" -m datasets.bundled --root "$DATA"
 "$PYTHON" scripts/run.py base2new "${TRAINERS:-all}" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
 case " $* " in *" --dry-run "*) exit ;; esac

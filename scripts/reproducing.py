@@ -170,7 +170,7 @@ class Plan:
 
     def _benchmarks(self) -> list[str]:
         """Datasets that have a place below the data folder."""
-        bundled = self.project.bundled_datasets
+        bundled = self.project.rendered_datasets
         own = self.project.dataset_has_root
         return [d for d in self.args.datasets if d not in bundled and not own(d)]
 

@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from .specs import COUNTS, SPECS, Spec
+from proxyfda.utils.errors import BadValue
+from proxyfda.utils.suggest import did_you_mean
+
+from .specs import ALL, Rendered
 
 SPLIT_FILE = "split_bundled.json"
 ORIGIN_FILE = "origin.json"
 
 
-def is_complete(spec: Spec, root: Path) -> bool:
+def is_complete(spec: Rendered, root: Path) -> bool:
     """Whether ``root`` holds this very dataset with all its files."""
     folder = root / spec.folder
     try:
@@ -31,7 +35,7 @@ def is_complete(spec: Spec, root: Path) -> bool:
     return all((folder / "images" / path).is_file() for path, _, _ in items)
 
 
-def render_dataset(spec: Spec, root: Path, counts: dict[str, int] | None = None) -> str:
+def render_dataset(spec: Rendered, root: Path, counts: dict[str, int] | None = None) -> str:
     """Render one dataset; returns ``"rendered"`` or ``"complete"`` (nothing done).
 
     The work happens in a temporary folder beside the target, which takes its name only when all is
@@ -46,7 +50,7 @@ def render_dataset(spec: Spec, root: Path, counts: dict[str, int] | None = None)
     work = root / f".{spec.folder}.{uuid.uuid4().hex[:8]}"
     split: dict[str, list] = {}
     try:
-        for part, default in COUNTS.items():
+        for part, default in spec.counts.items():
             images, labels = spec.draw(part, (counts or {}).get(part, default))
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
             split[part] = []
@@ -65,7 +69,7 @@ def render_dataset(spec: Spec, root: Path, counts: dict[str, int] | None = None)
     return "rendered"
 
 
-def _move_into_place(spec: Spec, work: Path, target: Path, root: Path) -> None:
+def _move_into_place(spec: Rendered, work: Path, target: Path, root: Path) -> None:
     for _ in range(3):
         try:
             os.rename(work, target)
@@ -84,9 +88,27 @@ def _move_into_place(spec: Spec, work: Path, target: Path, root: Path) -> None:
     raise OSError(f"{target} keeps changing; stop the other process that writes it and try again")
 
 
-def render_all(root: str | os.PathLike, log=print) -> None:
-    """Render every bundled dataset that ``root`` does not hold yet, and say what was done."""
+def render_all(root: str | os.PathLike, names: Iterable[str] | None = None, log=print) -> None:
+    """Render what ``root`` does not hold yet, and say what was done.
+
+    Args:
+        root: data root; it is made where it does not exist.
+        names: folders such as ``bundled_fruits``; by default all there are.
+        log: takes one line for each dataset.
+
+    Raises:
+        BadValue: a name that is none of the bundled datasets'.
+        OSError: ``root`` cannot be written.
+    """
+    known = {spec.folder: spec for spec in ALL}
+    names = list(known if names is None else names)
+    for name in names:
+        if name not in known:
+            raise BadValue(
+                f"there is no bundled dataset {name!r}{did_you_mean(name, known)}; use one of "
+                f"{', '.join(known)}"
+            )
     root = Path(root).expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
-    for spec in SPECS:
-        log(f"{root / spec.folder}: {render_dataset(spec, root)}")
+    for name in names:
+        log(f"{root / name}: {render_dataset(known[name], root)}")

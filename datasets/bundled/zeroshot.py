@@ -1,28 +1,22 @@
 """Zero-shot accuracy of the bundled CLIP: ``python -m datasets.bundled.zeroshot --out FILE``.
 
-Writes a JSON with base and new accuracy (percent) per dataset on val and test, and prints the rows
-of the model card's table.
+Writes a JSON with accuracy (percent) per dataset on val and test, of the base and of the new half
+or of the whole task and of a linear probe on it, and prints the rows of the model card's tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from .specs import SPECS, Spec
+from .specs import ALL, TASKS, Rendered
 
 
 @torch.no_grad()
-def zero_shot(clip, spec: Spec, split: str, count: int | None = None) -> tuple[float, float]:
-    """Accuracy in percent on the base and on the new half, each among its own classes.
-
-    ``clip`` is what ``proxyfda.backbones.clip.load_clip`` returns; ``count`` as in ``Spec.draw``.
-    """
+def _features(clip, spec: Rendered, split: str, count: int | None = None):
     import open_clip  # here, so that rendering needs no open_clip
 
     images, labels = spec.draw(split, count)
@@ -31,16 +25,38 @@ def zero_shot(clip, spec: Spec, split: str, count: int | None = None) -> tuple[f
     features = [
         clip.encode_image((b / 255 - mean) / std, normalize=True) for b in images.split(500)
     ]
-    features, labels = torch.cat(features), torch.tensor(labels)
+    return torch.cat(features), torch.tensor(labels)
+
+
+@torch.no_grad()
+def zero_shot(clip, spec: Rendered, split: str, count: int | None = None) -> dict[str, float]:
+    """Accuracy in percent on each of ``spec.groups``, among that group's own classes.
+
+    ``clip`` is what ``proxyfda.backbones.clip.load_clip`` returns; ``count`` as in ``spec.draw``.
+    """
+    features, labels = _features(clip, spec, split, count)
     prompts = [spec.template.format(name) for name, _ in spec.classes]
     text = clip.encode_text(clip.tokenizer(prompts), normalize=True)
-    half = math.ceil(len(spec.classes) / 2)
+    scores = {}
+    for name, group in spec.groups.items():
+        mine = (labels >= group.start) & (labels < group.stop)
+        guess = (features[mine] @ text[group.start : group.stop].T).argmax(1)
+        scores[name] = 100 * (guess == labels[mine] - group.start).double().mean().item()
+    return scores
+
+
+def linear_probe(clip, spec: Rendered, splits: tuple[str, ...]) -> list[float]:
+    """Accuracy in percent on each of ``splits`` of a logistic regression on the unit features of
+    the training pictures (scikit-learn's, C = 30)."""
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = _features(clip, spec, "train")
+    probe = LogisticRegression(C=30, max_iter=2000).fit(features.numpy(), labels.numpy())
     scores = []
-    for first, last in ((0, half), (half, len(spec.classes))):
-        mine = (labels >= first) & (labels < last)
-        guess = (F.normalize(features[mine], dim=-1) @ text[first:last].T).argmax(1)
-        scores.append(100 * (guess == labels[mine] - first).double().mean().item())
-    return scores[0], scores[1]
+    for split in splits:
+        features, labels = _features(clip, spec, split)
+        scores.append(100 * probe.score(features.numpy(), labels.numpy()))
+    return scores
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,17 +71,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     clip = load_clip("ViT-Bundled", args.weights)
     table = {}
-    for spec in SPECS:
-        entry = {"classes": len(spec.classes)}
+    for spec in ALL:
+        entry: dict = {"classes": len(spec.classes)}
         for split in ("val", "test"):
-            base, new = zero_shot(clip, spec, split)
-            entry[split] = {"base": round(base, 2), "new": round(new, 2)}
+            scores = zero_shot(clip, spec, split)
+            entry[split] = {group: round(score, 2) for group, score in scores.items()}
+        if spec in TASKS:
+            for split, score in zip(("val", "test"), linear_probe(clip, spec, ("val", "test"))):
+                entry[split]["probe"] = round(score, 2)
         table[spec.folder] = entry
-        v, t = entry["val"], entry["test"]
-        print(
-            f"| {spec.folder} | {entry['classes']} | {v['base']:.2f} | {v['new']:.2f} "
-            f"| {t['base']:.2f} | {t['new']:.2f} |"
-        )
+        figures = [f"{v:.2f}" for split in ("val", "test") for v in entry[split].values()]
+        print(f"| {' | '.join((spec.folder, str(entry['classes']), *figures))} |")
     args.out.write_text(json.dumps(table, indent=1) + "\n")
 
 

@@ -257,8 +257,8 @@ def continual_jobs(
     for number, dataset in enumerate(row, 1):
         tuning = _Tuning("continual", run, dataset, strength=strength, **where)
         more = "-previous" if anchored else ""
-        opts = ["TRAINER.FINETUNE.ANCHOR", anchor] if anchored else []
-        opts += ["TRAINER.FINETUNE.START_FROM", last] if last else []
+        opts = ["TRAINER.FINETUNE.START_FROM", last] if last else []
+        opts += ["TRAINER.FINETUNE.ANCHOR", anchor] if last and anchored else []
         place = (names, number, tuning.trained, tuning.config + more, seed)
         what = f"task {number} of {len(names)}"
         folder = layout.continual(layout.TRAIN, *place)

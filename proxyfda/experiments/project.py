@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from proxyfda.benchmarks import BUNDLED, BUNDLED_TASKS
 from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name, tunes_end_to_end
 from proxyfda.utils.errors import BadValue, NotFound
 
@@ -148,9 +149,14 @@ class Project:
 
     @property
     def bundled_datasets(self) -> list[str]:
-        """Names of the bundled datasets' configs."""
+        """Names of the bundled datasets that stand in for the benchmarks of prompt tuning."""
+        return [name for name in self.rendered_datasets if name in BUNDLED]
+
+    @property
+    def rendered_datasets(self) -> list[str]:
+        """Names of all bundled datasets' configs, those for tuning end to end included."""
         names = _yaml_files(self._path("datasets"))
-        return [name for name in names if name.startswith("bundled_")]
+        return [name for name in BUNDLED_TASKS if name in names]
 
     def dataset_config(self, dataset: str) -> str:
         """Path of ``configs/datasets/<dataset>.yaml``, or of a YAML file given as it is.
@@ -172,8 +178,15 @@ class Project:
 
     def dataset_has_root(self, dataset: str) -> bool:
         """Whether a dataset's config says where it lies: one's own images lie elsewhere."""
+        return bool(self._dataset(dataset).get("ROOT"))
+
+    def dataset_reader(self, dataset: str) -> str:
+        """Name under which the reader of a dataset is registered; empty if its config has none."""
+        return self._dataset(dataset).get("NAME") or ""
+
+    def _dataset(self, dataset: str) -> dict:
         with open(self.dataset_config(dataset), encoding="utf-8") as file:
-            return bool(((yaml.safe_load(file) or {}).get("DATASET") or {}).get("ROOT"))
+            return (yaml.safe_load(file) or {}).get("DATASET") or {}
 
     def _path(self, *parts: str) -> str:
         return osp.join(self.root, "configs", *parts)

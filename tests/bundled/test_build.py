@@ -3,14 +3,20 @@
 import json
 import math
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from datasets.bundled import BUNDLED, build
+import datasets
+from datasets.bundled import BUNDLED, build, specs
 from datasets.bundled.__main__ import main as bundled_main
-from datasets.bundled.specs import COUNTS, SPECS
+from datasets.bundled.specs import ALL, COUNTS, SPECS, TASK_COUNTS, TASKS
+from proxyfda.benchmarks import BUNDLED as BUNDLED_NAMES
+from proxyfda.benchmarks import BUNDLED_TASKS
 from proxyfda.dassl import build_dataset, get_cfg_default
+from proxyfda.experiments.project import Project
+from proxyfda.utils.errors import BadValue
 
 SMALL = {"train": 2, "val": 1, "test": 1}
 SPEC = SPECS[0]
@@ -100,6 +106,53 @@ def test_specs(spec):
     assert words[0] & words[1] <= {"on"}, "base and new halves differ in their words"
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda s: s.name)
+def test_tasks(task):
+    names = [name for name, _ in task.classes]
+    assert 8 <= len(names) <= 24 and len(set(names)) == len(names)
+    assert task.template.count("{}") == 1
+    assert {task.style(label) for label in range(len(names))} == {task.wear}, "one wear for all"
+
+
+def test_each_task_has_a_wear_of_its_own():
+    others = [style for spec in SPECS for style in (spec.base_style, spec.new_style)]
+    assert len({task.wear for task in TASKS}) == len(TASKS)
+    assert not {task.wear for task in TASKS} & set(others)
+    assert sum(sum(TASK_COUNTS.values()) * len(task.classes) for task in TASKS) <= 5000
+
+
+def test_benchmarks_names_what_is_rendered():
+    assert sorted(BUNDLED_NAMES) == sorted(spec.folder for spec in SPECS)
+    assert sorted(BUNDLED_TASKS) == sorted(BUNDLED) == sorted(spec.folder for spec in ALL)
+    project = Project(str(Path(datasets.__file__).parents[1]), entry="train")
+    assert project.bundled_datasets == sorted(BUNDLED_NAMES)
+    assert project.rendered_datasets == list(BUNDLED_TASKS)
+
+
+# Fingerprint, and mean red, green and blue of three pictures of each class of val. Sines and square
+# roots may round differently elsewhere, which moves a mean by far less than another seed would.
+PIXELS = {
+    "creatures": ("bf5aeeb31a8e9ddc", [107.73, 96.7, 90.5]),
+    "fruits": ("22f7bc3e80286af3", [105.14, 97.01, 86.13]),
+    "banners": ("9008d24d56790a93", [136.74, 121.74, 119.47]),
+    "scenes": ("886d59cd221d120e", [106.88, 98.56, 88.04]),
+    "shapes": ("9d7abacad5a18991", [98.37, 96.18, 107.41]),
+    "colours": ("e0ccc134d7b425ef", [141.03, 107.04, 81.91]),
+    "textures": ("c4721878728264ab", [60.87, 108.65, 85.79]),
+    "grounds": ("cd5617ce12f42997", [130.9, 128.37, 124.73]),
+    "fabrics": ("e37f56f64cf6cd0b", [128.71, 107.34, 98.22]),
+    "toys": ("bd01e0f290e602b7", [85.2, 96.49, 112.57]),
+}
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda s: s.name)
+def test_pictures_are_those_of_every_machine(spec):
+    pictures, _ = spec.draw("val", 3)
+    fingerprint, means = PIXELS[spec.name]
+    assert spec.fingerprint() == fingerprint
+    assert pictures.double().mean((0, 2, 3)).tolist() == pytest.approx(means, abs=0.01)
+
+
 def config(root, name):
     cfg = get_cfg_default()
     cfg.DATASET.SUBSAMPLE_CLASSES = "base"
@@ -122,8 +175,8 @@ def test_rendered_dataset_is_read_in_halves(tmp_path):
 
 
 def test_command_says_what_it_did_and_refuses_a_file_as_root(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "SPECS", SPECS[:1])
-    monkeypatch.setattr(build, "COUNTS", SMALL)
+    monkeypatch.setattr(build, "ALL", SPECS[:1])
+    monkeypatch.setattr(specs, "COUNTS", SMALL)
     assert bundled_main(["--root", str(tmp_path / "a")]) == 0
     assert f"{SPEC.folder}: rendered" in capsys.readouterr().out
     assert bundled_main(["--root", str(tmp_path / "a")]) == 0
@@ -131,3 +184,11 @@ def test_command_says_what_it_did_and_refuses_a_file_as_root(tmp_path, monkeypat
     (tmp_path / "file").touch()
     assert bundled_main(["--root", str(tmp_path / "file")]) == 1
     assert "give a folder that can be written" in capsys.readouterr().err
+
+
+def test_only_what_is_named_is_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(specs, "TASK_COUNTS", SMALL)
+    build.render_all(tmp_path, ["bundled_grounds"], log=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundled_grounds"]
+    with pytest.raises(BadValue, match="did you mean 'bundled_grounds'"):
+        build.render_all(tmp_path, ["bundled_ground"])

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import proxyfda.backbones.clip
 from datasets.bundled.pretrain import encode_text, pretrain
-from datasets.bundled.specs import SPECS
+from datasets.bundled.specs import ALL, TASKS
 from datasets.bundled.world import vocabulary
-from datasets.bundled.zeroshot import zero_shot
+from datasets.bundled.zeroshot import linear_probe, zero_shot
 
 HERE = Path(proxyfda.backbones.clip.__file__).parent / "bundled"
 CARD = json.loads((HERE / "zeroshot.json").read_text())
@@ -41,7 +41,7 @@ def test_file_is_small_half_precision_and_fits_the_config():
 def test_every_word_of_every_class_has_its_row():
     rows = set(load_file(HERE / "ViT-Bundled.safetensors")["token_embedding.rows"].tolist())
     encode = open_clip.tokenizer.SimpleTokenizer().encode
-    texts = [*vocabulary(), *(s.template.format(n) for s in SPECS for n, _ in s.classes)]
+    texts = [*vocabulary(), *(s.template.format(n) for s in ALL for n, _ in s.classes)]
     assert {t for text in texts for t in encode(text)} <= rows
 
 
@@ -53,14 +53,23 @@ def test_cut_text_gives_the_features_of_the_full_context(clip):
     assert torch.allclose(full, short, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", ALL, ids=lambda s: s.name)
 def test_zero_shot_on_fresh_pictures_is_what_the_card_says(clip, spec):
-    half = (len(spec.classes) + 1) // 2
     fresh = zero_shot(clip, spec, "fresh", count=15)
-    for value, key, classes in zip(fresh, ("base", "new"), (half, len(spec.classes) - half)):
-        assert abs(value - CARD[spec.folder]["test"][key]) < 13, (key, value)
-        assert value > 2 * 100 / classes, "well above chance"
+    assert list(fresh) == list(spec.groups)
+    for name, value in fresh.items():
+        assert abs(value - CARD[spec.folder]["test"][name]) < 13, (name, value)
+        assert value > 2 * 100 / len(spec.groups[name]), "well above chance"
         assert value < 90, "well below ceiling"
+
+
+@pytest.mark.parametrize("spec", TASKS, ids=lambda s: s.name)
+def test_a_probe_learns_a_task_as_the_card_says(clip, spec):
+    card = CARD[spec.folder]
+    assert abs(linear_probe(clip, spec, ("val",))[0] - card["val"]["probe"]) < 2
+    for split in ("val", "test"):
+        assert 30 < card[split]["all"] < 90
+        assert card[split]["all"] + 8 < card[split]["probe"] < 95, "something to learn"
 
 
 def test_card_repeats_the_recorded_numbers():
@@ -70,9 +79,9 @@ def test_card_repeats_the_recorded_numbers():
         assert row, f"no row for {name}"
         values = [float(v) for v in row[1].split("|")]
         want = [entry["classes"]]
-        want += [entry[split][half] for split in ("val", "test") for half in ("base", "new")]
+        want += [value for split in ("val", "test") for value in entry[split].values()]
         assert values == want
-    assert set(CARD) == {spec.folder for spec in SPECS}
+    assert set(CARD) == {spec.folder for spec in ALL}
 
 
 def test_pretraining_repeats_from_its_seed():

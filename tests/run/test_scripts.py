@@ -174,9 +174,10 @@ def test_bundled_datasets_need_no_data(tmp_path, capfd, script, options, monkeyp
     monkeypatch.setattr(run, "ROOT", str(tmp_path))  # the data folder of a fresh clone is there
     rendered = []
 
-    def render(root):
+    def render(root, names):
         rendered.append(root)
-        for name in run.PROJECT.bundled_datasets:
+        assert sorted(names) == run.PROJECT.bundled_datasets
+        for name in names:
             lay_out(Path(root, name))
 
     monkeypatch.setattr("datasets.bundled.build.render_all", render)
