@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BENCHMARKS", "BUNDLED", "BUNDLED_TASKS", "SHIFTED", "TITLES", "dataset_key"]
+__all__ = ["BENCHMARKS", "BUNDLED", "BUNDLED_TASKS", "FINETUNE", "SHIFTED", "TITLES", "dataset_key"]
 
 # Names of the config files and of the readers' modules -> names in the papers and of the readers.
 TITLES = {
@@ -33,6 +33,12 @@ SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
 BENCHMARKS = tuple(name for name in TITLES if name not in SHIFTED)
 """The eleven datasets of base-to-new generalisation and few-shot learning."""
+
+FINETUNE = (
+    "stanford_cars", "cifar10", "cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn",
+    "imagenet",
+)  # fmt: skip
+"""The ten datasets of tuning end to end."""
 
 BUNDLED = ("bundled_banners", "bundled_creatures", "bundled_fruits", "bundled_scenes")
 """Rendered datasets that stand in for them, without downloads."""

@@ -1,7 +1,9 @@
 """Run a protocol of the CoOp family: the Python behind the scripts of this folder.
 
 TRAINER is a trainer, such as CoOp, FDACoOp and ProxyFDACoOp, or one with any other regulariser,
-such as CoOp+rkd; several are joined by commas, and `all` are those of scripts/bundled.sh. What is
+such as CoOp+rkd; several are joined by commas, and `all` are those of scripts/bundled.sh. METHOD is
+a way of tuning end to end: naive, LP-FT, WiSE-FT, L2SP, LDIFS, RKD, FDA, Proxy-FDA (together `all`),
+FLYP, or FineTune+<regulariser>; over a row of tasks also a trainer of prompts. What is
 complete is skipped, what was interrupted goes on from its last checkpoint when the same command
 runs again, and failures are reported at the end (exit code 1).
 """
@@ -38,7 +40,11 @@ WORDS = {
     "cross_dataset": "TRAINER [SHOTS]",
     "domain_generalization": "TRAINER [SHOTS]",
     "zeroshot": "[DATASETS]",
+    "finetune": "METHOD DATASETS SEEDS",
+    "forgetting": "",
+    "continual": "METHOD ROW SEEDS",
 }
+END_TO_END = ("finetune", "forgetting", "continual")
 REPRODUCED = "ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp,PromptSRC,FDAPromptSRC,ProxyFDAPromptSRC"
 HELP = {
     "DATA": "folder of the datasets",
@@ -64,6 +70,17 @@ HELP_SELECT = {
     "SETTINGS": "YAML file with a list of settings: label, regulariser, options",
     "SPLITS": "splits of the base classes into a seen and an unseen half (default: 2)",
 }
+# Of the protocols that tune end to end.
+HELP_FINETUNE = {
+    "METHODS": "of forgetting: joined by commas (default: all)",
+    "PROBES": "datasets to probe, joined by commas (default: the ten of LDIFS; for bundled ones all "
+    "bundled ones); of continual: the held-out ones",
+    "LAMBDAS": "λ to choose from, joined by commas; one alone is taken as it is; grid: those of "
+    "configs/finetune (default of forgetting); default: the one there (default of the others)",
+    "ALPHAS": "α of WiSE-FT in the same way",
+    "SELECT_SEEDS": "seeds to choose λ and α by (default: the first)",
+    "ANCHOR": "of continual: what a task is held to, pretrained (default) or previous",
+}
 FLAGS_SELECT = {
     "--no-final": "choose, and leave the run with the choice on all base classes out",
     "--shared": "one choice for all datasets together, besides one for each",
@@ -88,6 +105,12 @@ def main(argv: list[str] | None = None) -> int:
         from selecting import select
 
         return select(args, PROJECT, lambda: _prepared(args))
+    if args.protocol in END_TO_END:
+        from finetuning import finetune
+
+        return finetune(
+            args, PROJECT, lambda: _prepared(args), lambda jobs: _show_results(args, jobs)
+        )
     jobs = _jobs(args)
     if not args.dry_run:
         _render_bundled(args)
@@ -136,6 +159,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         only.add_argument(f"--{name.lower()}", default=os.environ.get(name, ""), help=text)
     for flag, text in FLAGS_SELECT.items():
         only.add_argument(flag, action="store_true", help=text)
+    only = parser.add_argument_group("of the protocols finetune, forgetting and continual")
+    for name, text in HELP_FINETUNE.items():
+        only.add_argument(_flag(name), default=os.environ.get(name, ""), help=text)
+    only.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="go on without the datasets that are not there, naming them",
+    )
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise BadValue(
@@ -143,12 +174,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         )
     _take_words(args)
     args.seeds = _numbers("SEED", args.seeds or "1,2,3")
-    args.shots = _numbers(
-        "SHOTS", args.shots or ("1,2,4,8,16" if args.protocol == "fewshot" else "16")
-    )
+    _take_finetune(args, argv)
+    shots = {"fewshot": "1,2,4,8,16", **dict.fromkeys(END_TO_END, "")}.get(args.protocol, "16")
+    # Tuning end to end takes all images where no number is given.
+    args.shots = _numbers("SHOTS", args.shots or shots) if args.shots or shots else []
     (args.workers,) = _numbers("--workers", args.workers or "1")[:1]
     for name, values in (("SHOTS", args.shots), ("--workers", [args.workers])):
-        if min(values) < 1:
+        if values and min(values) < 1:
             raise BadValue(f"{name} is {min(values)}; use at least 1")
     if args.protocol != "fewshot" and len(args.shots) > 1:
         raise BadValue(f"SHOTS is {args.shots}; {args.protocol} takes one number")
@@ -165,6 +197,7 @@ def _take_words(args: argparse.Namespace) -> None:
     """Sort the words of the command line into arguments of the protocol and KEY VALUE pairs."""
     words = list(args.words)
     args.trainer = "" if "TRAINER" in WORDS[args.protocol] else "ZeroshotCLIP"
+    args.method = args.row = ""
     for place in WORDS[args.protocol].split():
         name, optional = place.strip("[]").lower(), place.startswith("[")
         given = words and not (optional and _is_key(words[0]))
@@ -177,7 +210,8 @@ def _take_words(args: argparse.Namespace) -> None:
             raise BadValue(f"{name.upper()} is not given; the usage is {usage}")
     if args.protocol == "reproduce" and not args.trainer:
         args.trainer = REPRODUCED
-    args.runs = _runs(args.trainer, args.regulariser)
+    if args.protocol not in END_TO_END:
+        args.runs = _runs(args.trainer, args.regulariser)
     args.opts = words
     if words and not _is_key(words[0]):
         raise BadValue(
@@ -236,6 +270,24 @@ def _take_select(args: argparse.Namespace, argv: list[str] | None) -> None:
         raise BadValue("--no-final and --evaluate-all contradict each other; leave one out")
 
 
+def _take_finetune(args: argparse.Namespace, argv: list[str] | None) -> None:
+    """Flags of the protocols that tune end to end, which no other one takes."""
+    if args.protocol in END_TO_END:
+        from finetuning import take
+
+        args.select_seeds = _numbers("SELECT_SEEDS", args.select_seeds or str(args.seeds[0]))
+        take(args, PROJECT)
+        return
+    flags = ["--skip-missing", *map(_flag, HELP_FINETUNE)]
+    for word in sys.argv[1:] if argv is None else argv:
+        if word.partition("=")[0] in flags:
+            raise BadValue(f"{word.partition('=')[0]} is for tuning end to end; leave it out")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
 def _runs(words: str, regulariser: str) -> list[str]:
     """The runs to make: trainers, with ``+<regulariser>`` where their names do not say it."""
     runs: list[str] = []
@@ -274,7 +326,8 @@ def _numbers(name: str, words: str) -> list[int]:
 def _find_folders(args: argparse.Namespace) -> None:
     """Datasets to run on, and absolute folders of data and output."""
     bundled = PROJECT.bundled_datasets
-    args.datasets = _names(args.datasets or ",".join(BENCHMARKS), bundled)
+    if args.protocol not in END_TO_END:
+        args.datasets = _names(args.datasets or ",".join(BENCHMARKS), bundled)
     args.source = _names(args.source or "imagenet", bundled)[0]
     if args.targets:
         args.targets = _names(args.targets, bundled)
@@ -286,6 +339,8 @@ def _find_folders(args: argparse.Namespace) -> None:
     args.targets = [name for name in args.targets if name != args.source]
     moving = args.protocol in ("cross_dataset", "domain_generalization")
     args.used = [args.source, *args.targets] if moving else args.datasets
+    if args.protocol in END_TO_END:
+        args.used = [*args.datasets, *args.probes]
     if not args.data:
         if not set(args.used) <= set(PROJECT.rendered_datasets) and not args.estimate:
             raise BadValue(
@@ -358,7 +413,7 @@ def _where(args: argparse.Namespace) -> dict:
         raise BadValue(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
     devices = launchers.local_devices(args.devices)
     if args.workers * len(devices) == 1:
-        quiet = args.protocol != "base2new"
+        quiet = args.protocol not in ("base2new", "finetune")
         return {"launch": lambda chains: launchers.here(chains, quiet)}
     return {"launch": lambda chains: launchers.local(chains, devices, args.workers)}
 
@@ -390,10 +445,10 @@ def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
     print(f"results in {args.output}", flush=True)
     if args.protocol == "base2new" or not any(job.complete for job in jobs):
         return
-    kind = "base2new" if args.protocol == "base2new_all" else args.protocol
+    kind = {"base2new_all": "base2new", "forgetting": "finetune"}.get(args.protocol, args.protocol)
     if kind == "domain_generalization" and not set(args.targets) <= set(SHIFTED):
         kind = "cross_dataset"
-    if kind != "base2new" and all(map(is_zero_shot, args.runs)):
+    if kind not in ("base2new", *END_TO_END) and all(map(is_zero_shot, args.runs)):
         kind = "zeroshot"
     command = [sys.executable, "-m", "proxyfda.results", args.output, "--protocol", kind]
     subprocess.run(command, cwd=ROOT, check=False)

@@ -9,6 +9,7 @@ it (:meth:`PromptTrainer.build_prompt_learner`); one with further loss terms ove
 from __future__ import annotations
 
 import math
+import os
 from contextlib import nullcontext
 from typing import Sequence
 
@@ -428,10 +429,15 @@ class PromptTrainer(CLIPTrainer):
     def init_learner(self, learner: PromptLearner, path: str) -> None:
         """Start from what a checkpoint has in common with the learner in names and shapes.
 
+        Args:
+            path: the checkpoint, or the folder of the run whose model it is.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: it holds nothing of the kind.
         """
+        if os.path.isdir(path):
+            path = find_checkpoint(path, self.model_name)
         state = LearnerState(path, learner)
         common = {
             name: value

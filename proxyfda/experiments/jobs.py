@@ -17,7 +17,7 @@ from proxyfda.experiments.lock import Busy, folder_lock
 from proxyfda.utils.errors import UserError, sentence
 
 DONE, FAILED, BUSY = "done", "failed", "busy"
-UNTRAINED = "the training that it evaluates failed"
+UNTRAINED = "the training that it builds on failed"
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Job:
         name: what the progress display and messages call it.
         folder: its output folder.
         flags: command line of the entry module without ``--output-dir``.
-        after: folder of the job whose checkpoint it evaluates, or empty.
+        after: folder of the job whose checkpoint it evaluates or starts from, or empty.
         entry: module with ``parser()`` and ``main(args)``, and ``main_grid(list of args)`` where
             jobs have a grid.
         grid: jobs of one chain with the same word here are run in one pass (trainings that differ

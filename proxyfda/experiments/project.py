@@ -13,11 +13,20 @@ from dataclasses import dataclass
 import yaml
 
 from proxyfda.benchmarks import BUNDLED, BUNDLED_TASKS
-from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name
+from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name, tunes_end_to_end
 from proxyfda.utils.errors import BadValue, NotFound
 
 # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
 _CONFIGS_OF_ZERO_SHOT = "CoOp"
+_CONFIGS_OF_FINETUNING = "FineTune"
+
+
+def _configs_of(name: str) -> str:
+    """Whose configs a run takes: those of the host, but all methods of tuning end to end share one
+    folder, so that they differ in nothing else."""
+    if is_zero_shot(name):
+        return _CONFIGS_OF_ZERO_SHOT
+    return _CONFIGS_OF_FINETUNING if tunes_end_to_end(name) else split_run_name(name)[0]
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Project:
 
     Attributes:
         root: the repository's folder. ``configs`` in it has ``datasets``, ``trainers/<host>``,
-            ``regularisers``, ``select`` and ``defaults.yaml``.
+            ``regularisers``, ``select``, ``finetune`` and ``defaults.yaml``.
         entry: module with ``parser()`` and ``main(args)``, importable from the root.
     """
 
@@ -37,9 +46,10 @@ class Project:
 
     @property
     def hosts(self) -> list[str]:
-        """Host trainers that have configs, as published and then by name."""
+        """Host trainers of prompts that have configs, as published and then by name."""
         known = {name: place for place, name in enumerate(HOSTS)}
-        return sorted(_folders(self._path("trainers")), key=lambda n: (known.get(n, len(known)), n))
+        found = set(_folders(self._path("trainers"))) - {_CONFIGS_OF_FINETUNING}
+        return sorted(found, key=lambda n: (known.get(n, len(known)), n))
 
     def default_config(self, name: str, dataset: str, protocol: str, shots: int) -> str:
         """Config that a protocol takes where none is named, from ``defaults.yaml``.
@@ -52,9 +62,8 @@ class Project:
         """
         if dataset.startswith("bundled"):
             return "bundled"
-        host, _ = split_run_name(name)
-        with open(self._path("defaults.yaml"), encoding="utf-8") as file:
-            table = yaml.safe_load(file)[protocol]
+        host = _CONFIGS_OF_FINETUNING if tunes_end_to_end(name) else split_run_name(name)[0]
+        table = self._defaults()[protocol]
         if host not in table:
             raise BadValue(
                 f"configs/defaults.yaml has no default config of {name!r} for {protocol} (it has "
@@ -73,6 +82,15 @@ class Project:
             f"{protocol}; name a config with --cfg or CFG="
         )
 
+    def epochs(self, dataset: str) -> int | None:
+        """For how many epochs a dataset is tuned on end to end, whatever the config; ``None``: as
+        the config says."""
+        return self._defaults()["epochs"].get(dataset)
+
+    def _defaults(self) -> dict:
+        with open(self._path("defaults.yaml"), encoding="utf-8") as file:
+            return yaml.safe_load(file)
+
     def trainer_config(self, name: str, cfg: str) -> str:
         """Path of ``configs/trainers/<host>/<cfg>.yaml``.
 
@@ -80,8 +98,8 @@ class Project:
             BadValue: the host of the run has no configs.
             NotFound: it has none of that name.
         """
-        host = _CONFIGS_OF_ZERO_SHOT if is_zero_shot(name) else split_run_name(name)[0]
-        if host not in self.hosts:
+        host = _configs_of(name)
+        if host not in (*self.hosts, _CONFIGS_OF_FINETUNING):
             raise BadValue(f"no configs for trainer {name!r}; there are {', '.join(self.hosts)}")
         path = self._path("trainers", host, f"{cfg}.yaml")
         if not osp.isfile(path):
@@ -114,9 +132,17 @@ class Project:
         That is ``configs/select/<regulariser>.yaml``. One with proxies takes the file of the same
         without them, and what has no file takes ``default.yaml``.
         """
+        return self._grid("select", regulariser)
+
+    def strengths(self, method: str) -> str:
+        """Path of the λ that are tried for a regulariser in tuning end to end, or of the α of
+        another method: ``configs/finetune/<method>.yaml``, found as :meth:`grid` finds its."""
+        return self._grid("finetune", method)
+
+    def _grid(self, folder: str, name: str) -> str:
         proxies = "proxy_"
-        plain = regulariser[len(proxies) :] if regulariser.startswith(proxies) else "default"
-        paths = [self._path("select", f"{name}.yaml") for name in (regulariser, plain, "default")]
+        plain = name[len(proxies) :] if name.startswith(proxies) else "default"
+        paths = [self._path(folder, f"{name}.yaml") for name in (name, plain, "default")]
         return next(filter(osp.isfile, paths), paths[-1])
 
     # -- datasets ---------------------------------------------------------------------------------
@@ -152,8 +178,15 @@ class Project:
 
     def dataset_has_root(self, dataset: str) -> bool:
         """Whether a dataset's config says where it lies: one's own images lie elsewhere."""
+        return bool(self._dataset(dataset).get("ROOT"))
+
+    def dataset_reader(self, dataset: str) -> str:
+        """Name under which the reader of a dataset is registered; empty if its config has none."""
+        return self._dataset(dataset).get("NAME") or ""
+
+    def _dataset(self, dataset: str) -> dict:
         with open(self.dataset_config(dataset), encoding="utf-8") as file:
-            return bool(((yaml.safe_load(file) or {}).get("DATASET") or {}).get("ROOT"))
+            return (yaml.safe_load(file) or {}).get("DATASET") or {}
 
     def _path(self, *parts: str) -> str:
         return osp.join(self.root, "configs", *parts)

@@ -25,7 +25,7 @@ from proxyfda.names import (
 __all__ = ["base2new_jobs", "fewshot_jobs", "select_jobs", "transfer_jobs", "zeroshot_jobs"]
 
 
-class _Setting:
+class Setting:
     """A run with a config on a dataset: what the jobs of an experiment have in common.
 
     Args:
@@ -43,6 +43,7 @@ class _Setting:
         name: the run's name.
         dataset: name of the dataset's folder in the output.
         config: name of the config's folder there.
+        flags: those of train.py that say what is trained.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class _Setting:
         overlays = [osp.splitext(osp.basename(overlay))[0]] if overlay else []
         self.config = label or layout.config_name(cfg, overlays)
         self.config += f"-{variant.variant}" if variant and variant.variant else ""
-        self._flags = ["--trainer", trainer]
-        self._flags += ["--regulariser", regulariser] if regulariser else []
+        self.flags = ["--trainer", trainer]
+        self.flags += ["--regulariser", regulariser] if regulariser else []
         self._config_files = [project.trainer_config(run, cfg)]
         self._config_files += [project.overlay(overlay)] if overlay else []
 
@@ -90,19 +91,24 @@ class _Setting:
         classes: str = "all",
         split: str = "test",
         dataset: str = "",
+        also: Sequence[str] = (),
         after: str = "",
+        name: str = "",
     ) -> Job:
-        """One job; ``words`` are flags of train.py, ``dataset`` is another one than its own."""
+        """One job; ``words`` are flags of train.py, ``dataset`` is another one than its own,
+        ``also`` are further ones that it reads, and ``name`` is another run's that it is called by.
+        """
         dataset = dataset or self._dataset_file
-        flags = [] if self._project.dataset_has_root(dataset) else ["--root", self._data]
-        flags += ["--seed", str(seed), *self._flags, "--protocol", protocol]
+        rootless = [one for one in (dataset, *also) if not self._project.dataset_has_root(one)]
+        flags = ["--root", self._data] if rootless else []
+        flags += ["--seed", str(seed), *self.flags, "--protocol", protocol]
         flags += ["--dataset-config-file", self._project.dataset_config(dataset)]
         flags += ["--config-file", *self._config_files]
         k = self.shots if shots is None else shots
         flags += [*words, "DATASET.NUM_SHOTS", str(k), "TEST.SPLIT", split, *self._opts]
         flags += ["DATASET.SUBSAMPLE_CLASSES", classes]  # after the user's: it is the protocol's
         seeded = layout.parse(osp.join(self._output, folder)).seed is not None
-        name = f"{self.name} {self.dataset}" + (f" seed {seed}" if seeded else "")
+        name = f"{name or self.name} {self.dataset}" + (f" seed {seed}" if seeded else "")
         name += f" ({self.label})" if self.label else ""
         return Job(
             name=f"{name}, {what}",
@@ -128,9 +134,9 @@ def base2new_jobs(
         run: trainer, with ``+<regulariser>`` where its name does not say it.
         split: split to evaluate on; ``val`` for choosing settings.
         where: ``project``, ``data``, ``output``, ``cfg``, ``overlay``, ``label``, ``opts`` and
-            ``variant`` of :class:`_Setting`.
+            ``variant`` of :class:`Setting`.
     """
-    setting = _Setting("base2new", run, dataset, shots, **where)
+    setting = Setting("base2new", run, dataset, shots, **where)
 
     def job(part: str, *words: str, **more) -> Job:
         folder = layout.base2new(part, setting.dataset, shots, setting.name, setting.config, seed)
@@ -176,7 +182,7 @@ def select_jobs(
     trainings: list[Job] = []
     tests: list[Job] = []
     for one in settings:
-        setting = _Setting("base2new", one.run, dataset, shots, variant=one, **where)
+        setting = Setting("base2new", one.run, dataset, shots, variant=one, **where)
 
         def job(part: str, *words: str, setting=setting, **more) -> Job:
             name, config = setting.name, setting.config
@@ -197,10 +203,10 @@ def fewshot_jobs(run: str, dataset: str, seed: int, *, shots: int, **where) -> l
     """Train on all classes with ``shots`` images each, and test; arguments as above."""
     if is_zero_shot(run):
         return zeroshot_jobs(dataset, run=run, **where)
-    return [_training(_Setting("fewshot", run, dataset, shots, **where), seed)]
+    return [_training(Setting("fewshot", run, dataset, shots, **where), seed)]
 
 
-def _training(setting: _Setting, seed: int) -> Job:
+def _training(setting: Setting, seed: int) -> Job:
     folder = layout.fewshot(setting.dataset, setting.shots, setting.name, setting.config, seed)
     return setting.job("fewshot", folder, seed, f"{setting.shots}-shot")
 
@@ -222,7 +228,7 @@ def transfer_jobs(
     if is_zero_shot(run):
         each = [zeroshot_jobs(dataset, run=run, **where) for dataset in (source, *targets)]
         return [job for jobs in each for job in jobs]
-    setting = _Setting("transfer", run, source, shots, **where)
+    setting = Setting("transfer", run, source, shots, **where)
     train = _training(setting, seed)
     jobs = [train]
     for target in targets:
@@ -236,6 +242,6 @@ def transfer_jobs(
 
 def zeroshot_jobs(dataset: str, *, run: str = "ZeroshotCLIP", **where) -> list[Job]:
     """Test zero-shot CLIP on all classes. Seed and shots play no part."""
-    setting = _Setting("zeroshot", run, dataset, -1, **where)
+    setting = Setting("zeroshot", run, dataset, -1, **where)
     folder = layout.zeroshot(setting.dataset, setting.name, setting.config)
     return [setting.job("zeroshot", folder, 1, "zero-shot", "--eval-only")]

@@ -206,7 +206,7 @@ class _Progress:
 
     @staticmethod
     def _keys(job: Job) -> list[tuple]:
-        kind = "--eval-only" in job.flags
+        kind = tuple({"--eval-only", "--probe"}.intersection(job.flags))
         return [(job.flag("--trainer"), job.flag("--regulariser"), kind), (kind,), ()]
 
     def _left(self) -> str:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import train
-from proxyfda.benchmarks import SHIFTED
+from proxyfda.benchmarks import SHIFTED, TITLES
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments import protocols
 from proxyfda.experiments.candidates import Candidate
@@ -163,7 +163,9 @@ def test_every_default_config_exists_and_merges(host, run):
 
 def test_defaults_name_protocols_and_trainers_that_there_are():
     table = yaml.safe_load((ROOT / "configs/defaults.yaml").read_text())
-    assert set(table) == {"base2new", "fewshot", "transfer", "zeroshot"}
+    assert set(table.pop("epochs")) <= set(TITLES)
+    protocols = {"base2new", "fewshot", "transfer", "zeroshot", "finetune", "continual"}
+    assert set(table) == protocols
     names = {name for trainers in table.values() for name in trainers}
     assert names <= set(TRAINER_REGISTRY.registered_names())
 

@@ -142,7 +142,7 @@ def test_a_failing_job_is_reported_and_the_others_go_on(fake_jobs, capsys):
     assert sweep.run(todo) == 1
     told = capsys.readouterr().err
     assert "error: train: train went wrong" in told
-    assert "error: test: the training that it evaluates failed" in told
+    assert "error: test: the training that it builds on failed" in told
     assert "2 of 3 jobs failed" in told
     assert fake_jobs.ran == ["train", "other"]
     fake_jobs.fail = ()
