@@ -1,6 +1,9 @@
 """What a model lost: measures between its frozen and its tuned features."""
 
+from proxyfda.diagnostics.alignment import cka
+from proxyfda.diagnostics.drift import l2_drift
 from proxyfda.diagnostics.overlap import neighbour_overlap
 from proxyfda.diagnostics.probe import knn_accuracy
+from proxyfda.diagnostics.transport import otdd
 
-__all__ = ["knn_accuracy", "neighbour_overlap"]
+__all__ = ["cka", "knn_accuracy", "l2_drift", "neighbour_overlap", "otdd"]
