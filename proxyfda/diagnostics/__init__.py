@@ -2,8 +2,9 @@
 
 from proxyfda.diagnostics.alignment import cka
 from proxyfda.diagnostics.drift import l2_drift
+from proxyfda.diagnostics.monitor import Monitor
 from proxyfda.diagnostics.overlap import neighbour_overlap
 from proxyfda.diagnostics.probe import knn_accuracy
 from proxyfda.diagnostics.transport import otdd
 
-__all__ = ["cka", "knn_accuracy", "l2_drift", "neighbour_overlap", "otdd"]
+__all__ = ["Monitor", "cka", "knn_accuracy", "l2_drift", "neighbour_overlap", "otdd"]
