@@ -182,19 +182,30 @@ class PromptedCLIP(nn.Module):
         return self.logits(self.encode_image(images), self.text_features())
 
 
-class CLIPTrainer(TrainerX):
-    """The options of a trainer, loading CLIP, its precision, and frozen features.
+BACKBONE_OPTIONS: dict[str, object] = {
+    "WEIGHTS": "openai",  # an open_clip tag, or a local file
+    "GRAD_CHECKPOINTING": False,  # less memory for a second forward pass per step
+}
+
+
+class ConfiguredTrainer(TrainerX):
+    """A trainer with a config node of its own and a precision.
 
     Attributes:
         config_node: the trainer's node under ``cfg.TRAINER``.
         defaults: the options in that node with their defaults; ``PREC``, the precision, is one.
+        precisions: what ``PREC`` may be.
+        precision: what the device can run of it; set when the model is built.
         learns: whether there is something to train, and so for FDA to act on.
+        regularises_itself: whether it takes ``TRAINER.PROXYFDA`` without the plugin.
     """
 
     config_node = ""
     defaults: dict[str, object] = {}
+    precisions: Sequence[str] = PRECISIONS
+    precision = "fp32"
     learns = True
-    _frozen_text: Tensor | None = None
+    regularises_itself = False
 
     @classmethod
     def extend_cfg(cls, cfg) -> None:
@@ -203,13 +214,7 @@ class CLIPTrainer(TrainerX):
         Args:
             cfg: Dassl's defaults, not frozen.
         """
-        add_options(
-            cfg.MODEL.BACKBONE,
-            {
-                "WEIGHTS": "openai",  # an open_clip tag, or a local file
-                "GRAD_CHECKPOINTING": False,  # less memory for a second forward pass per step
-            },
-        )
+        add_options(cfg.MODEL.BACKBONE, BACKBONE_OPTIONS)
         add_options(cfg.TRAINER, {cls.config_node: CfgNode()})
         add_options(cfg.TRAINER[cls.config_node], cls.defaults)
 
@@ -226,11 +231,36 @@ class CLIPTrainer(TrainerX):
                 "the config is made."
             )
         prec = cfg.TRAINER[self.config_node].PREC
-        if prec not in PRECISIONS:
+        if prec not in self.precisions:
             raise BadValue(
-                f"TRAINER.{self.config_node}.PREC is {prec!r}{did_you_mean(prec, PRECISIONS)}; "
-                f"use one of {', '.join(PRECISIONS)}."
+                f"TRAINER.{self.config_node}.PREC is {prec!r}{did_you_mean(prec, self.precisions)};"
+                f" use one of {', '.join(self.precisions)}."
             )
+
+    def autocast(self):
+        """The context of forward passes in training: autocast for ``amp``."""
+        if self.precision != "amp":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.float16)
+
+    def parse_batch_train(self, batch):
+        return self.parse_batch_test(batch)
+
+    def check_step(self, batch_idx, values):
+        """Raise FloatingPointError, naming epoch, batch and terms, if the loss is not finite."""
+        super().check_step(batch_idx, values)
+        if not math.isfinite(values["loss"]):
+            terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise NotFinite(
+                f"the loss is not finite in epoch {self.epoch + 1}, batch {batch_idx + 1} "
+                f"({terms}); lower OPTIM.LR or set TRAINER.{self.config_node}.PREC fp32."
+            )
+
+
+class CLIPTrainer(ConfiguredTrainer):
+    """Loading a frozen CLIP, its precision, and frozen features."""
+
+    _frozen_text: Tensor | None = None
 
     def load_clip(self) -> nn.Module:
         """The frozen CLIP of the config, on the trainer's device.
@@ -278,15 +308,6 @@ class CLIPTrainer(TrainerX):
         """Features [B, d] of the frozen CLIP without prompts, not normalised."""
         with self.autocast():
             return self.model.image_encoder.encode(images)
-
-    def autocast(self):
-        """The context of forward passes in training: autocast for ``amp``."""
-        if self.precision != "amp":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.float16)
-
-    def parse_batch_train(self, batch):
-        return self.parse_batch_test(batch)
 
 
 class PromptTrainer(CLIPTrainer):
@@ -377,16 +398,6 @@ class PromptTrainer(CLIPTrainer):
     def end_of_epoch(self):
         super().end_of_epoch()
         self.update_lr()
-
-    def check_step(self, batch_idx, values):
-        """Raise FloatingPointError, naming epoch, batch and terms, if the loss is not finite."""
-        super().check_step(batch_idx, values)
-        if not math.isfinite(values["loss"]):
-            terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise NotFinite(
-                f"the loss is not finite in epoch {self.epoch + 1}, batch {batch_idx + 1} "
-                f"({terms}); lower OPTIM.LR or set TRAINER.{self.config_node}.PREC fp32."
-            )
 
     # -- checkpoints ----------------------------------------------------------------------------
 

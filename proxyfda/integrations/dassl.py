@@ -18,7 +18,6 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set,
 import torch
 from torch import Tensor, nn
 
-from proxyfda.anchors.cache import cached_tensor, fingerprint
 from proxyfda.anchors.host_weights import (
     FrozenCLIP,
     find_template,
@@ -26,6 +25,7 @@ from proxyfda.anchors.host_weights import (
     is_images,
     watch_embeddings,
 )
+from proxyfda.integrations.balanced_batches import BalancedBatches
 from proxyfda.integrations.capture import FeatureCapture, WeightCapture
 from proxyfda.integrations.class_texts import ClassesByTokens, ClassTexts
 from proxyfda.integrations.dassl_options import PluginOptions, extend_cfg
@@ -33,7 +33,6 @@ from proxyfda.integrations.further import MixedImages, Words
 from proxyfda.integrations.spaces import ENCODERS, RegularisedSpaces
 from proxyfda.names import NONE, PREFIXES, split_run_name
 from proxyfda.regularisers import L2SP, find
-from proxyfda.sampling import ClassBalancedBatchSampler, class_similarity
 from proxyfda.utils.errors import BadModel, BadType, BadValue, NotFinite, NotInstalled, Unusable
 from proxyfda.utils.files import write_atomically
 from proxyfda.utils.suggest import did_you_mean
@@ -101,7 +100,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-class RegularisedTrainer:
+class RegularisedTrainer(BalancedBatches):
     """Put before a trainer: ``class ProxyFDACoOp(RegularisedTrainer, CoOp)``.
 
     The host needs what the prompt-tuning family has: a model with those encoders named in
@@ -144,7 +143,6 @@ class RegularisedTrainer:
     regularised_modules = {"image_encoder": "image_encoder", "text_encoder": "text_encoder"}
     regularised_backward_pass = 1
 
-    _plugin: Optional[PluginOptions] = None
     _spaces: Optional[RegularisedSpaces] = None
     _weights_term: Optional[L2SP] = None
     _capture: Any = None
@@ -152,8 +150,6 @@ class RegularisedTrainer:
     _frozen_clip: Optional[FrozenCLIP] = None
     _words: Optional[Words] = None
     _mixed: Optional[MixedImages] = None
-    _balanced: Any = None
-    _mined = False
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -243,11 +239,6 @@ class RegularisedTrainer:
             self.regularised_backward_pass,
             {"image_encoder": self._mixed} if self._mixed is not None else None,
         )
-
-    @property
-    def _seed(self) -> int:
-        """The run's seed, of everything that is drawn here."""
-        return max(self.cfg.SEED, 0)  # type: ignore[attr-defined]
 
     def _vocabulary(self, options: PluginOptions) -> List[str]:
         """Names beyond the dataset's classes, base and new.
@@ -456,61 +447,10 @@ class RegularisedTrainer:
 
         return of_images
 
-    # -- batches ----------------------------------------------------------------------------------
-
-    def _replace_batches(self, options: PluginOptions) -> None:
-        """Give the training loader m classes x n images in a batch."""
-        loader = self.train_loader_x  # type: ignore[has-type]
-        k = options.settings.get("k", 0)
-        sampler = _CountingSampler(
-            [item.label for item in loader.dataset.data_source],
-            options.m,
-            options.n,
-            seed=self._seed,
-            # A neighbourhood is to cross the border of its class: K > n.
-            most_per_class=k - 1 if options.n < k else None,
-        )
-        self._balanced = sampler
-        self.train_loader_x = _with_batches(loader, sampler)
-        if getattr(self, "dm", None) is not None:
-            self.dm.train_loader_x = self.train_loader_x  # type: ignore[attr-defined]
-        how = "hard class mining" if options.mining else "classes at random"
-        print(f"Proxy-FDA batches: {sampler.m} classes x {sampler.n} images, {how}")
-        if sampler.shape_note:
-            print(f"Proxy-FDA batches: {sampler.shape_note}")
-
-    def before_train(self) -> None:
-        """Mine classes, once: their similarities need the features of all training images."""
-        super().before_train()  # type: ignore[misc]
-        if self._plugin is None or not (self._plugin.has_batches and self._plugin.mining):
-            return
-        if not getattr(self, "start_epoch", 0):
-            # The first seeded runs took a number from torch's stream here: theirs are reproduced.
-            torch.empty((), dtype=torch.int64).random_()
-        self.train_loader_x.batch_sampler.mine(self._class_similarity())
-        self._mined = True
-
-    def _class_similarity(self) -> Tensor:
-        """Cosine similarities between the mean frozen image features of the classes, [C, C].
-
-        Kept in the output folder, so that a resumed run does not encode all images again.
-        """
-        source = self.train_loader_x.dataset.data_source
-        weights = self._frozen_image_weights()
-        folder = self.cfg.OUTPUT_DIR if weights else ""  # type: ignore[attr-defined]
-        words = [f"{item.impath} {item.label}" for item in source]
-        words.append(str(self.cfg.INPUT))  # type: ignore[attr-defined]
-
-        def compute() -> Tensor:
-            print(f"Proxy-FDA mining: frozen features of {len(source)} training images")
-            features = torch.cat([batch.cpu() for batch in self._frozen_training_features()])
-            return class_similarity(features, torch.tensor([item.label for item in source]))
-
-        path = osp.join(folder, "class_similarity.pt") if folder else ""
-        return cached_tensor(path, fingerprint(weights, words), compute)
+    # -- batches: what the mixin asks for ---------------------------------------------------------
 
     def _frozen_image_weights(self) -> Dict[str, Tensor]:
-        """What the frozen image features depend on and training leaves alone; empty if unknown."""
+        """See :class:`BalancedBatches`."""
         if self._frozen_clip is not None and not hasattr(self, "frozen_image_features"):
             return self._frozen_clip.image_weights()
         encoder = self._regularised_encoders(["image_encoder"])["image_encoder"]
@@ -518,32 +458,11 @@ class RegularisedTrainer:
             name: weight for name, weight in encoder.named_parameters() if not weight.requires_grad
         }
 
-    @torch.no_grad()
-    def _frozen_training_features(self) -> Any:
-        encode = self._frozen_features("image")
-        train, test = self.train_loader_x.dataset, self.test_loader.dataset  # type: ignore[attr-defined]
-        # As in a test: without augmentation.
-        dataset = type(train)(self.cfg, train.data_source, transform=test.transform)  # type: ignore[attr-defined]
-        images = torch.utils.data.DataLoader(
-            dataset,
-            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,  # type: ignore[attr-defined]
-            num_workers=self.train_loader_x.num_workers,
-            # Its own, so that a run that reads the file draws the same numbers afterwards.
-            generator=torch.Generator(),
-        )
-        for batch in images:
-            yield encode(batch["img"].to(self.device)).float()  # type: ignore[attr-defined]
+    def _frozen_image_encoder(self) -> Callable[..., Tensor]:
+        """See :class:`BalancedBatches`."""
+        return self._frozen_features("image")
 
     # -- training ---------------------------------------------------------------------------------
-
-    def before_epoch(self) -> None:
-        """Draw the batches of the epoch."""
-        super().before_epoch()  # type: ignore[misc]
-        sampler = getattr(self.train_loader_x, "batch_sampler", None)
-        if isinstance(sampler, ClassBalancedBatchSampler):
-            sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
-        if self._balanced is not None:  # what was drawn before was no step's batch
-            self._balanced.drawn = 0
 
     def regularised_loss_scale(self) -> Any:
         """The factor by which the host scales its loss, a number or a tensor."""
@@ -563,16 +482,6 @@ class RegularisedTrainer:
         if not self._capture.joined:
             raise self._not_joined()
         return {**(summary or {}), **self._finish_step()}
-
-    def _notice_unused_batches(self) -> None:
-        """Say once, at the first step, if the batch comes from elsewhere than our sampler."""
-        sampler, self._balanced = self._balanced, None
-        if sampler is not None and not sampler.drawn and self._plugin is not None:
-            print(
-                f"TRAINER.PROXYFDA.M {self._plugin.m}, N {self._plugin.n} have no effect: "
-                f"{type(self).__name__} takes its batches from elsewhere than "
-                "self.train_loader_x; set M 0 and N 0, and the batches by its own options"
-            )
 
     def _not_joined(self) -> Exception:
         """Why the term had no effect in a step, and what to do."""
@@ -683,7 +592,7 @@ def _under_own_name(cfg: Any, trainer: type) -> Any:
     host = next(
         base
         for base in order[order.index(RegularisedTrainer) :]
-        if not issubclass(base, RegularisedTrainer)
+        if base is not BalancedBatches and not issubclass(base, RegularisedTrainer)
     )
     if cfg.TRAINER.get("NAME", host.__name__) == host.__name__ or host is object:
         return cfg
@@ -694,36 +603,6 @@ def _under_own_name(cfg: Any, trainer: type) -> Any:
     if was_frozen:
         cfg.freeze()
     return cfg
-
-
-class _CountingSampler(ClassBalancedBatchSampler):
-    """Counts the batches that were drawn from it in an epoch."""
-
-    drawn = 0
-
-    def __iter__(self) -> Iterator[List[int]]:
-        for batch in super().__iter__():
-            self.drawn += 1
-            yield batch
-
-
-def _with_batches(loader: Any, sampler: ClassBalancedBatchSampler) -> Any:
-    """The same loader with other batches: everything but the choice of images stays the host's."""
-    names = ["in_order"] if hasattr(loader, "in_order") else []  # from torch 2.6 on
-    if loader.num_workers:
-        names += ["persistent_workers", "prefetch_factor", "multiprocessing_context"]
-    return torch.utils.data.DataLoader(
-        loader.dataset,
-        batch_sampler=sampler,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        pin_memory_device=loader.pin_memory_device,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-        timeout=loader.timeout,
-        **{name: getattr(loader, name) for name in names},
-    )
 
 
 # -- making and registering trainers --------------------------------------------------------------

@@ -95,6 +95,8 @@ class Regulariser(nn.Module):
         kind: what it acts on: ``"relations"`` (similarities among features), ``"features"`` (each
             feature by itself) or ``"weights"``.
         needs_dim: whether the constructor's first argument is the features' dimension.
+        takes_layers: whether it is meant for the outputs of several layers, which it gets from a
+            trainer that has them.
         options: as given.
 
     Raises:
@@ -105,6 +107,7 @@ class Regulariser(nn.Module):
     options_class: ClassVar[Type[Options]] = Options
     kind: ClassVar[str] = "features"
     needs_dim: ClassVar[bool] = False
+    takes_layers: ClassVar[bool] = False
 
     def __init__(self, options: Optional[Options] = None, **settings: Any) -> None:
         super().__init__()

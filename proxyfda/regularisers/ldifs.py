@@ -100,6 +100,7 @@ class LDIFS(Regulariser):
 
     name = "ldifs"
     options_class = LDIFSOptions
+    takes_layers = True
 
     def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """See :meth:`Regulariser.terms`."""
