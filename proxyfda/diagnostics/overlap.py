@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from proxyfda.neighbours.cosines import check_features
+from proxyfda.diagnostics.pairs import paired
 from proxyfda.neighbours.graph import NeighbourGraph
-from proxyfda.utils.errors import BadValue
 
 __all__ = ["neighbour_overlap"]
 
@@ -28,19 +25,14 @@ def neighbour_overlap(x: Any, y: Any, k: int = 8) -> float:
     Raises:
         BadValue: no matrices, or of unequal length.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> neighbour_overlap(x, 3 * x, k=1), neighbour_overlap(x, x[[0, 2, 1, 3]], k=1)
     (1.0, 0.0)
     """
-    first, second = torch.as_tensor(x), torch.as_tensor(y)
-    for name, features in (("x", first), ("y", second)):
-        check_features(name, features)
-    if len(first) != len(second):
-        raise BadValue(
-            f"x has {len(first)} rows and y {len(second)}; give features of the same samples."
-        )
+    first, second = paired(x, y)
     if len(first) < 2:
         return 1.0
     graphs = [NeighbourGraph(features, k) for features in (first, second)]
-    common = (graphs[0].mask & graphs[1].mask.to(first.device)).sum(1).double() / graphs[0].k
+    common = (graphs[0].mask & graphs[1].mask).sum(1).double() / graphs[0].k
     return common.mean().item()

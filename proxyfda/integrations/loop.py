@@ -16,6 +16,7 @@ from torch.utils import _python_dispatch, checkpoint
 from proxyfda.anchors.cached_features import CachedFeatures
 from proxyfda.anchors.frozen_copy import FrozenCopy
 from proxyfda.anchors.outputs import tensor_of
+from proxyfda.diagnostics.monitor import Monitor
 from proxyfda.integrations import loss_scale
 from proxyfda.integrations.capture import in_backward_pass
 from proxyfda.integrations.ranks import OwnParameters
@@ -37,6 +38,7 @@ def attach(
     features: Optional[Callable[[Tensor], Tensor]] = None,
     together: bool = False,
     average: Any = True,
+    monitor: Optional[Monitor] = None,
 ) -> Attached:
     """Regularise the features that a module returns, wherever it is trained.
 
@@ -101,7 +103,8 @@ def attach(
         The handle; ``handle.remove()``, or the end of ``with attach(...):``, restores everything.
 
     Raises:
-        BadType: no module, one that cannot be copied, no regulariser, or anchors of another kind.
+        BadType: no module, one that cannot be copied, no regulariser, or anchors or a monitor of
+            another kind.
         BadValue: a weight that is negative or not finite.
         Unusable: in the loop, what the table says is refused.
 
@@ -133,8 +136,13 @@ def attach(
         or not (anchors == "copy" or callable(anchors))
     ):
         raise BadType(f'anchors is {anchors!r}; give "copy", a module or a function.')
+    if not (monitor is None or isinstance(monitor, Monitor)):
+        raise BadType(
+            f"monitor is a {type(monitor).__name__}; give a proxyfda.diagnostics.Monitor, such as "
+            "Monitor(writer.add_scalar)."
+        )
     return Attached(
-        module, regulariser, weight, anchors, scale, output, features, together, average
+        module, regulariser, weight, anchors, scale, output, features, together, average, monitor
     )
 
 
@@ -158,8 +166,10 @@ class Attached:
         features: Optional[Callable[[Tensor], Tensor]],
         together: bool,
         average: Any,
+        monitor: Optional[Monitor] = None,
     ) -> None:
         self.weight = weight
+        self._monitor = monitor
         self.terms: Dict[str, Tensor] = {}
         self.scale: Union[float, Tensor] = 1.0
         self._regulariser = regulariser
@@ -222,7 +232,10 @@ class Attached:
 
     def see(self, module: nn.Module, args: Any, kwargs: Dict[str, Any], output: Any) -> None:
         """A forward pass of the module."""
-        if self.removed or not torch.is_grad_enabled() or not self.weight:
+        if self.removed or not torch.is_grad_enabled():
+            return
+        if not self.weight:
+            self._look_only(module, args, kwargs, output)
             return
         returned = tensor_of(output, self._output)
         if _in_transform() and (
@@ -259,6 +272,20 @@ class Attached:
             else:
                 self._compute([seen])
 
+    def _look_only(self, module: nn.Module, args: Any, kwargs: Dict[str, Any], output: Any) -> None:
+        """Show the monitor a pass that has no term; others cost nothing."""
+        if self._monitor is None or in_backward_pass() or _in_transform():
+            return
+        returned = tensor_of(output, self._output)
+        if not returned.requires_grad or not self._monitor.due():
+            return
+        if self._follows:
+            self._anchors.follow(module)
+        with _unseen(), torch.no_grad():
+            found = returned.detach()
+            found = found if self._features is None else self._features(found)
+            self._monitor.look(found, self._frozen(args, kwargs))
+
     def _frozen(self, args: Any, kwargs: Dict[str, Any]) -> Tensor:
         if isinstance(self._anchors, CachedFeatures):
             return self._anchors(*args, **kwargs)
@@ -290,7 +317,8 @@ class Attached:
             for leaf in leaves:
                 leaf.requires_grad_()
             made = [leaf if self._features is None else self._features(leaf) for leaf in leaves]
-            terms = self._terms(_joined(made), _joined(anchors))
+            both = _joined(made), _joined(anchors)
+            terms = self._terms(*both)
             first, *others = terms.values()
             total = sum(others, first) * self.weight
             own = self._own if isinstance(self._regulariser, nn.Module) else _leaves(total, leaves)
@@ -300,6 +328,8 @@ class Attached:
             if total.requires_grad:
                 found = loss_scale.unnoted_grad(total, wanted, allow_unused=True)
         self.terms = {name: term.detach() for name, term in terms.items()}
+        if self._monitor is not None and self._monitor.due():
+            self._monitor.look(*both)
         for seen, gradient in zip(passes, found):
             seen.gradient, seen.anchors, seen.own = gradient, None, None
         passes[0].own = list(zip(own, found[len(leaves) :]))
