@@ -32,13 +32,13 @@ from proxyfda.results.probes import (
     ProbedRun,
     backbone_title,
     by_backbone,
+    cells_of,
     lacking,
-    names_by_setting,
     probed_datasets,
     reference_of,
 )
 from proxyfda.results.published_probes import published_block, published_for
-from proxyfda.results.summary import Cells, Summary, missing, numbers
+from proxyfda.results.summary import Summary, missing, numbers
 from proxyfda.results.tables import MEAN, Block, cell, notes_of, seeds_cell
 
 __all__ = ["ContinualRow", "rows_of_tasks", "summarise_continual"]
@@ -207,7 +207,7 @@ def _summarise(row, split):
         record = replace(last.record, part=MAIN, accuracy=values.pop(MAIN, None), fault=fault)
         records.append(record)
         more += [replace(record, part=part, accuracy=value) for part, value in values.items()]
-    cells = Cells([*records, *more], lambda r: r.part, names_by_setting(runs))
+    cells = cells_of([*records, *more], runs)
     dataset = "+".join(row.tasks)
     common = {
         "backbone": backbone_title(row.backbone),

@@ -32,8 +32,8 @@ from proxyfda.results.probes import (
     ProbedRun,
     backbone_title,
     by_backbone,
+    cells_of,
     lacking,
-    names_by_setting,
     other_counts,
     probed_datasets,
     reference_of,
@@ -41,7 +41,6 @@ from proxyfda.results.probes import (
 from proxyfda.results.published_probes import published_block, published_for
 from proxyfda.results.summary import (
     AVERAGE,
-    Cells,
     Summary,
     left_out,
     missing,
@@ -157,8 +156,7 @@ class _Tuned:
             values = {} if fault else self._numbers(run)
             self.records.append(replace(record, accuracy=values.pop(MAIN, None), fault=fault))
             more += [replace(record, part=part, accuracy=value) for part, value in values.items()]
-        names = names_by_setting(self.runs)
-        self.cells = Cells([*self.records, *more], lambda r: r.part, names, apart)
+        self.cells = cells_of([*self.records, *more], self.runs, apart)
         self.settings = {}
         for run in self.runs:
             if run.probes:

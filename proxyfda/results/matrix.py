@@ -12,11 +12,12 @@ from proxyfda.results.probes import (
     ProbedRun,
     backbone_title,
     by_backbone,
-    names_by_setting,
+    cells_of,
     probed_datasets,
     reference_of,
+    settings_of,
 )
-from proxyfda.results.summary import Cells, Summary, numbers
+from proxyfda.results.summary import Summary, numbers
 from proxyfda.results.tables import Block, cell
 
 __all__ = ["MatrixRow", "summarise_matrix"]
@@ -99,11 +100,7 @@ def _rows(protocol, backbone, split, tested, learned, pretrained, datasets):
                 replace(run.record, dataset=where, part=f"{quantity}@{dataset}", accuracy=value)
                 for quantity, value in values.items()
             ]
-    cells = Cells(records, lambda r: r.part, names_by_setting(learned))
-    settings: dict = {}
-    for run in learned:
-        if run.probes:
-            settings.setdefault((run.record.trainer, run.record.config), set()).add(run.setting)
+    cells, settings = cells_of(records, learned), settings_of(learned)
     common = {
         "protocol": protocol,
         "backbone": backbone_title(backbone),
@@ -150,7 +147,7 @@ def _rows(protocol, backbone, split, tested, learned, pretrained, datasets):
                         name=cells.names[group],
                         trainer=group.trainer,
                         config=cells.config(group, place),
-                        setting=next(iter(own)) if len(own) == 1 else "",
+                        setting=next(iter(own))[0] if len(own) == 1 else "",
                         probed=dataset,
                         seeds=tuple(seeds),
                         complete=len(seeds) == len(cells.expected(group)),

@@ -22,9 +22,23 @@ from proxyfda.experiments import record as results_file
 from proxyfda.names import NONE, WISE_FT, split_run_name
 from proxyfda.results.names import known_first, title_of
 from proxyfda.results.runs import Record, collect, details_of, labelled, mismatch, same_run
+from proxyfda.results.summary import Cells
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
-__all__ = ["Probe", "ProbedRun", "backbone_title", "by_backbone", "names_by_setting", "read_probes"]
+__all__ = [
+    "Probe",
+    "ProbedRun",
+    "backbone_title",
+    "by_backbone",
+    "cells_of",
+    "lacking",
+    "other_counts",
+    "probed_datasets",
+    "read_probes",
+    "read_runs",
+    "reference_of",
+    "settings_of",
+]
 
 LAMBDA, ALPHA = "λ", "α"
 _WEIGHT = "TRAINER.PROXYFDA.WEIGHT"  # λ in a config
@@ -372,27 +386,42 @@ def other_counts(run: ProbedRun, reference: ProbedRun) -> list[str]:
     return sorted(d for d in both if run.probes[d].counts != reference.probes[d].counts)
 
 
-def names_by_setting(runs: Iterable[ProbedRun]):
-    """Function of groups that names their rows: the method, and its λ where it has several rows.
-
-    It is what :class:`~proxyfda.results.summary` takes for its groups.
-    """
-    settings: dict = {}
+def settings_of(runs: Iterable[ProbedRun]) -> dict:
+    """λ or α of runs: a set of (as shown, number) by (name of the run, config)."""
+    found: dict = {}
     for run in runs:
-        record = run.record
-        if record.accuracy is not None:
-            settings.setdefault((record.trainer, record.config), set()).add(run.setting)
+        if run.probes:
+            place = run.record.trainer, run.record.config
+            found.setdefault(place, set()).add((run.setting, run.weight))
+    return found
+
+
+def cells_of(records, runs: Sequence[ProbedRun], apart: bool = False) -> Cells:
+    """Cells whose rows are named by method, and by λ where a method has several rows.
+
+    Args:
+        records: a record per number, whose part says which number it is.
+        runs: what they are of.
+        apart: as for :class:`~proxyfda.results.summary.Cells`.
+    """
+    settings = settings_of(runs)
+
+    def own(group):
+        return settings.get((group.trainer, group.config), set())
 
     def names(groups):
         found = {}
         for group in groups:
             like = [g for g in groups if (g.trainer, g.label) == (group.trainer, group.label)]
-            own = settings.get((group.trainer, group.config), {""})
-            others = [settings.get((g.trainer, g.config), {""}) for g in like if g != group]
-            told = len(own) == 1 and own != {""} and own not in others
+            others = [own(g) for g in like if g != group]
+            shown = {text for text, _ in own(group)}
+            told = len(shown) == 1 and shown != {""} and own(group) not in others
             more = [group.label] if group.label else []
-            more += [next(iter(own)) if told else group.config] if len(like) > 1 else []
+            more += [next(iter(shown)) if told else group.config] if others else []
             found[group] = title_of(group.trainer) + (f" ({', '.join(more)})" if more else "")
         return found
 
-    return names
+    def rank(group):
+        return min((weight or 0.0 for _, weight in own(group)), default=0.0)
+
+    return Cells(records, lambda r: r.part, names, apart, rank)

@@ -189,9 +189,11 @@ class Cells:
         part: function of a run.
         names: function of the groups in order that gives a dict of their names.
         apart: every config has a row of its own.
+        rank: function of a group: its place among those that differ in their configs alone, which
+            is otherwise alphabetical.
     """
 
-    def __init__(self, records, part, names=None, apart=False):
+    def __init__(self, records, part, names=None, apart=False, rank=None):
         runs, self.faults, self._configs, self._backbones = {}, {}, {}, {}
         self._group_of = _groups(records, part, apart)
         for r in records:
@@ -205,7 +207,9 @@ class Cells:
             self._configs.setdefault(place[:2], set()).add(r.config)
         self.values = {place: statistics.fmean(found) for place, found in runs.items()}
         self.uneven = [place for place, found in runs.items() if max(found) - min(found) > 1e-6]
-        self.groups = sorted(set(self._group_of.values()), key=_row_order)
+        self.groups = sorted(
+            set(self._group_of.values()), key=lambda group: _row_order(group, rank)
+        )
         self._seeds = {}
         for r in records:
             if not is_zero_shot(r.trainer):
@@ -453,9 +457,10 @@ def _names(groups):
     return names
 
 
-def _row_order(group):
+def _row_order(group, rank=None):
     zero, host, prefix = trainer_order(group.trainer)
-    return zero, host, prefix, group.log, group.label, group.config
+    place = rank(group) if rank else 0
+    return zero, host, prefix, group.log, group.label, place, group.config
 
 
 def missing(gaps):
