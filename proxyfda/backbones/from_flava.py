@@ -236,7 +236,7 @@ def _from_pretrained(place: str, name: str) -> Any:
     try:
         if config is None:
             config = FlavaConfig.from_pretrained(place, local_files_only=local)
-        with _quiet():
+        with _quiet(), torch.random.fork_rng(devices=[]):  # missing weights are drawn
             model, report = FlavaModel.from_pretrained(
                 place,
                 config=_without_fusion(config),

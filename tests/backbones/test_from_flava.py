@@ -74,7 +74,11 @@ def test_weights_from_a_file(form, folder, made, monkeypatch):
     if form == "no config":
         (folder / "config.json").unlink()
         monkeypatch.setattr(from_flava, "FlavaConfig", flava_config)
+    torch.manual_seed(4)
+    expected = torch.rand(2)
+    torch.manual_seed(4)
     backbone = load_backbone("facebook/flava-full", str(file))
+    assert torch.equal(torch.rand(2), expected), "loading moved what is drawn next"
     torch.testing.assert_close(backbone.state_dict(), made["FLAVA"].state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(backbone.encode_texts(TEXTS), made["FLAVA"].encode_texts(TEXTS))
 
@@ -133,6 +137,19 @@ def test_weights_that_do_not_fit(change, said, file, folder):
     rewrite(folder, change)
     with pytest.raises(ValueError, match=said):
         load_backbone("flava", str(folder / file))
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors"], ids=["folder", "file"])
+def test_weights_in_half_precision_are_trained_in_full(file, folder, made):
+    rewrite(folder, lambda state: state.update({key: state[key].half() for key in state}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    backbone = load_backbone("flava", str(folder / file))
+    assert {weight.dtype for weight in backbone.parameters()} == {torch.float32}
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(
+        backbone.encode(images), made["FLAVA"].encode(images), rtol=1e-2, atol=1e-2
+    )
 
 
 def test_weights_that_are_not_used_may_be_missing(folder):

@@ -195,5 +195,7 @@ def test_a_text_tower_of_hugging_face_needs_its_config(monkeypatch):
         load_backbone("roberta-ViT-B-32", "random")
 
 
-def test_the_bundled_one_needs_no_weights_named():
-    assert load_backbone("ViT-Bundled").weights == "bundled"
+def test_the_bundled_one_needs_no_weights_named_and_takes_another_size():
+    backbone = load_backbone("ViT-Bundled", image_size=64)  # its file is in half precision
+    assert (backbone.weights, backbone.image_size) == ("bundled", 64)
+    assert backbone.image_tower.positional_embedding.shape[0] == 65
