@@ -118,7 +118,10 @@ def test_many_classes_are_summed_in_parts(monkeypatch):
     [
         ({"labels": [2, 2, 2]}, "all 3 labels are class 2"),
         ({"features": torch.zeros(0, 2), "labels": torch.zeros(0).long()}, "a probe needs some"),
-        ({"features": torch.tensor([[1.0], [float("nan")], [0.0]])}, "has 1 rows of 3 that are not"),
+        (
+            {"features": torch.tensor([[1.0], [float("nan")], [0.0]])},
+            "has 1 rows of 3 that are not",
+        ),
         ({"labels": [0, 1]}, "labels has shape .2."),
         ({"labels": [0.0, 1.0, 0.0]}, "as a whole number"),
         ({"labels": [0, 1, -1]}, "class -1; number the classes from 0"),

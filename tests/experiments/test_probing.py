@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from datasets.bundled.build import render_dataset
 from datasets.bundled.specs import SPECS
 from proxyfda.backbones import ImageBackbone, load_backbone
 from proxyfda.engine.checkpoint import save_checkpoint
-from proxyfda.experiments import features, record
+from proxyfda.experiments import features, probing, record
 from proxyfda.experiments.config import load_config
 from proxyfda.experiments.tuned import interpolated, load_tuned
 
@@ -185,9 +186,11 @@ def test_with_split_val_no_test_image_is_encoded(probe, root, tmp_path, monkeypa
 
     monkeypatch.setattr(features.Features, "of", watched)
     result = probe(tmp_path / "val", "TEST.SPLIT", "val")
-    tested = {path for path in root.rglob("*.png") if path.parent.parent.name == "test"}
+    tested = {path for path in root.rglob("*.png") if path.name.startswith("test")}
     assert result["split"] == "val" and seen and tested and not tested & set(map(Path, seen))
-    assert "bundled_fruits: 7 of 72 training images are held out (seed 0)" in capsys.readouterr().out
+    assert (
+        "bundled_fruits: 7 of 72 training images are held out (seed 0)" in capsys.readouterr().out
+    )
 
 
 def test_an_interrupted_run_goes_on_from_what_is_kept(probe, tmp_path, monkeypatch):
@@ -281,13 +284,16 @@ def test_runs_that_tune_no_encoder_or_have_stopped_or_are_damaged_are_refused(
         probe(tmp_path / "out", "--model-dir", tuned)
 
 
-def test_one_class_and_test_images_alone_are_refused(probe, images, tmp_path):
-    one = tmp_path / "one"
-    for part in ("train", "test"):
-        (one / part).mkdir(parents=True)
-        (one / part / "ant").symlink_to(images / part / "ant")
-    with pytest.raises(ValueError, match="folder has one class"):
-        probe(tmp_path / "out", "--root", one, files=dataset_file("folder"))
+@pytest.mark.parametrize(
+    "classes, test, sentence",
+    [(1, "b", "birds has one class"), (2, "a", "birds has only test images")],
+    ids=["one class", "test images alone"],
+)
+def test_datasets_that_cannot_be_probed_are_refused(classes, test, sentence):
+    train_x, tested = ([SimpleNamespace(impath=path)] for path in ("a", test))
+    dataset = SimpleNamespace(num_classes=classes, train_x=train_x, test=tested)
+    with pytest.raises(ValueError, match=sentence):
+        probing._check_dataset("birds", dataset)
 
 
 def test_a_dataset_without_validation_images_holds_some_out(probe, images, tmp_path, capsys):
