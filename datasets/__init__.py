@@ -9,9 +9,9 @@ from importlib.util import find_spec
 
 from datasets.folder import ImageFolder
 from datasets.split import SplitDataset
-from proxyfda.benchmarks import BENCHMARKS, SHIFTED
+from proxyfda.benchmarks import TITLES
 
-for _module in (*BENCHMARKS, *SHIFTED):
+for _module in TITLES:
     import_module(f"datasets.{_module}")
 if find_spec("datasets.bundled") is not None:
     import datasets.bundled  # noqa: F401  (registers the rendered datasets)

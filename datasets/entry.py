@@ -44,6 +44,37 @@ class ListedDatum(Datum):
         self._domain, self._classname = domain, classname
 
 
+class ArrayDatum(ListedDatum):
+    """A ``Datum`` whose image is in memory: the engine's loader calls :meth:`read` instead of
+    opening a file, and ``impath`` is only a name, always the same for the same image.
+
+    Args:
+        source: a torchvision dataset without transforms, shared by all of its items.
+        place: the image's place in it.
+    """
+
+    __slots__ = ("_place", "_source")
+
+    def __init__(self, source, place, impath, label, classname):
+        super().__init__(impath, label, classname=classname)
+        self._source, self._place = source, place
+
+    def read(self):
+        """The image, a PIL image in RGB."""
+        return self._source[self._place][0].convert("RGB")
+
+    def relabelled(self, label):
+        """The same image with another label."""
+        return type(self)(self._source, self._place, self.impath, label, self.classname)
+
+
+def relabelled(item, label):
+    """A ``Datum`` of any kind as one with another label."""
+    if isinstance(item, ArrayDatum):
+        return item.relabelled(label)
+    return ListedDatum(item.impath, label, item.domain, item.classname)
+
+
 def make_data(entries, image_dir, found_as):
     """Entries as a list of :class:`ListedDatum` with absolute paths.
 

@@ -70,12 +70,14 @@ class FewShotCache:
     Where there is no such file, upstream's ``shot_{K}-seed_{SEED}.pkl`` is taken if it fits.
 
     With ``held_out`` training images serve as validation images, so that other lists are drawn
-    from; these choices have files of their own, ``shot_{K}-seed_{SEED}-held_out.json``.
+    from; these choices have files of their own, ``shot_{K}-seed_{SEED}-held_out.json``. So have those
+    from another ``split`` than the usual one (``-ldifs``).
     """
 
-    def __init__(self, folder, shots, seed, held_out=False):
+    def __init__(self, folder, shots, seed, held_out=False, split=""):
         self.shots, self.seed = shots, seed
-        stem = os.path.join(folder, f"shot_{shots}-seed_{seed}" + "-held_out" * held_out)
+        ending = (f"-{split}" if split else "") + "-held_out" * held_out
+        stem = os.path.join(folder, f"shot_{shots}-seed_{seed}{ending}")
         self.path, self.upstream_path = f"{stem}.json", f"{stem}.pkl"
 
     def load_unchanged(self, fingerprint):

@@ -7,6 +7,7 @@ import os
 import time
 
 from datasets.entry import Counts, Entry
+from datasets.ldifs import pooled
 from datasets.make_split import class_folders, read_rows, report_skipped
 from datasets.split import SplitDataset, check_parts
 from proxyfda.dassl import DATASET_REGISTRY
@@ -109,6 +110,10 @@ class ImageNet(ImageNetBase):
         parts = self.parts_for_evaluation()
         parts["train"] = self.folder_entries(self.train_dir)
         return check_parts(parts, self._fault)
+
+    def ldifs_parts(self):
+        """A part of the training images, in the order of folders and names, is val."""
+        return pooled(self.parts(), self.name, order=lambda entry: entry.path)
 
     def parts_for_evaluation(self):
         self._compare_classes()

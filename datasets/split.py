@@ -25,15 +25,16 @@ from datasets.classes import check_word, chosen_labels, halves_base, hold_out
 from datasets.entry import (
     PARTS,
     Entry,
-    ListedDatum,
     find_all_files,
     find_files,
     listed_paths,
     make_data,
     make_entries,
+    relabelled,
     similar_neighbour,
 )
 from datasets.fewshot import FewShotCache, checksum_of, count_labels, draw
+from datasets.ldifs import check_word as check_split
 from proxyfda.dassl import DatasetBase
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_json
@@ -61,7 +62,8 @@ class SplitDataset(DatasetBase):
         from_listing: :meth:`parts` lists folders, so that no image has to be looked for again.
 
     Reads ``DATASET.ROOT``, ``DATASET.NUM_SHOTS`` (-1: all images), ``DATASET.SUBSAMPLE_CLASSES``
-    (``all``, ``base``, ``new``, and parts of the base classes, see :mod:`datasets.classes`) and
+    (``all``, ``base``, ``new``, and parts of the base classes, see :mod:`datasets.classes`),
+    ``DATASET.SPLIT`` (empty: the dataset's usual one; ``ldifs``: that of :mod:`datasets.ldifs`) and
     ``SEED``. With ``SEED`` below 0 the shots come from the global ``random`` stream and are not
     cached.
 
@@ -84,7 +86,8 @@ class SplitDataset(DatasetBase):
 
     Raises:
         FileNotFoundError: root, dataset folder, split file, image folder or images missing.
-        ValueError: malformed split file, invalid ``NUM_SHOTS`` or ``SUBSAMPLE_CLASSES``, or a part
+        ValueError: malformed split file, invalid ``NUM_SHOTS``, ``SPLIT`` or ``SUBSAMPLE_CLASSES``, a
+            split of LDIFS's that it has not, or a part
             of the base classes where there are too few, or nothing to choose settings on.
     """
 
@@ -102,11 +105,13 @@ class SplitDataset(DatasetBase):
 
     def __init__(self, cfg):
         shots, subsample = cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
+        split = getattr(cfg.DATASET, "SPLIT", "")
         if shots < 1 and shots != -1:
             raise BadValue(
                 f"DATASET.NUM_SHOTS is {shots}; give 1 or more images per class, or -1 for all"
             )
         check_word(subsample)
+        check_split(split)
         choosing = halves_base(subsample)
         if choosing and self.test_only:
             raise BadValue(
@@ -114,23 +119,24 @@ class SplitDataset(DatasetBase):
                 "choose them on the dataset that is trained on"
             )
         self._locate_at(_data_root(cfg))
+        val_is_test = self.val_is_test and not split
         cache = fingerprint = parts = None
         if shots >= 1 and cfg.SEED >= 0 and not self.test_only:
-            held_out = choosing and self.val_is_test
-            cache = FewShotCache(self.split_fewshot_dir, shots, cfg.SEED, held_out)
-            fingerprint = self.fingerprint()
+            held_out = choosing and val_is_test
+            cache = FewShotCache(self.split_fewshot_dir, shots, cfg.SEED, held_out, split)
+            fingerprint = "" if split else self.fingerprint()
             parts = self._unchanged_choice(cache, fingerprint)
         found_as = {}
         if parts is None:
-            parts = self.parts()
+            parts = self.ldifs_parts() if split else self.parts()
             source = self.dataset_dir if self.made or not self.split_file else self.split_path
             if not self.from_listing:
                 found_as = find_all_files(parts, self.image_dir, source, self.hint)
-            if self.made:
+            if self.made and not split:
                 self._keep_split(parts)
-            if choosing and (self.val_is_test or not parts["val"]):
+            if choosing and (val_is_test or not parts["val"]):
                 parts = hold_out(parts, self.name)
-                cache = cache and FewShotCache(self.split_fewshot_dir, shots, cfg.SEED, True)
+                cache = cache and FewShotCache(self.split_fewshot_dir, shots, cfg.SEED, True, split)
             if shots >= 1 and not self.test_only:
                 parts = self._choose(parts, shots, cfg.SEED, cache, fingerprint)
         check_template(self.template, f"{self.name}: template")
@@ -142,11 +148,11 @@ class SplitDataset(DatasetBase):
                     f"{self.name} is only for testing: all of its images and classes are used, "
                     f"whatever DATASET.NUM_SHOTS ({shots}) and SUBSAMPLE_CLASSES ({subsample}) say"
                 )
-            items = make_data(parts["test"], self.image_dir, found_as)
+            items = self.items(parts["test"], found_as)
             super().__init__(train_x=items, test=items)
             return
         train, val, test = self.subsample_classes(
-            *(make_data(parts[part], self.image_dir, found_as) for part in PARTS),
+            *(self.items(parts[part], found_as) for part in PARTS),
             subsample=subsample,
         )
         if choosing:
@@ -156,13 +162,15 @@ class SplitDataset(DatasetBase):
                     "list none at all: then training images are held out"
                 )
             test = val
-        super().__init__(train_x=train, val=test if self.val_is_test else val, test=test)
+        super().__init__(train_x=train, val=test if val_is_test else val, test=test)
 
     @classmethod
     def extend_cfg(cls, cfg):
         """Add the options of the readers to a config, with their defaults, where it lacks them."""
         if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
             cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # see datasets/classes.py
+        if "SPLIT" not in cfg.DATASET:
+            cfg.DATASET.SPLIT = ""  # see datasets/ldifs.py
 
     @classmethod
     def at(cls, root):
@@ -202,6 +210,14 @@ class SplitDataset(DatasetBase):
         split = dict(zip(PARTS, self.build_split()))
         self.made = True
         return check_parts(split, self._fault)
+
+    def ldifs_parts(self):
+        """:meth:`parts` as LDIFS splits them (:mod:`datasets.ldifs`), for datasets that it has."""
+        raise BadValue(f"{self.name} has no split of LDIFS's; leave DATASET.SPLIT empty")
+
+    def items(self, entries, found_as):
+        """Entries as a list of ``Datum``; ``found_as`` as in :func:`~datasets.entry.make_data`."""
+        return make_data(entries, self.image_dir, found_as)
 
     def build_split(self):
         """Make a split from something other than a split file: ``(train, val, test)``, lists of
@@ -353,11 +369,7 @@ class SplitDataset(DatasetBase):
         print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
         renumbered = {old: new for new, old in enumerate(kept)}
         return [
-            [
-                ListedDatum(item.impath, renumbered[item.label], item.domain, item.classname)
-                for item in items
-                if item.label in renumbered
-            ]
+            [relabelled(item, renumbered[item.label]) for item in items if item.label in renumbered]
             for items in args
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datasets.entry import Counts, Entry
+from datasets.ldifs import pooled
 from datasets.make_split import AnnotatedDataset
 from proxyfda.dassl import DATASET_REGISTRY
 
@@ -19,6 +20,10 @@ class StanfordCars(AnnotatedDataset):
     split_sha256 = "40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d"
     template = "a photo of a {}."
     expected = Counts(classes=196, train=6509, val=1635, test=8041)
+
+    def ldifs_parts(self):
+        """The official training images in the authors' order, which is that of their numbers."""
+        return pooled(self.parts(), self.name, order=lambda entry: entry.path)
 
     def official(self, part):
         folder, where = LISTS[part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datasets.entry import Counts, Entry
+from datasets.ldifs import pooled
 from datasets.make_split import AnnotatedDataset
 from proxyfda.dassl import DATASET_REGISTRY
 
@@ -17,6 +18,16 @@ class SUN397(AnnotatedDataset):
     split_sha256 = "9847f9ef611008073ac42adee6614bbb83f877cfbcfbd3115fc8284e0c8c1c47"
     template = "a photo of a {}."
     expected = Counts(classes=397, train=15880, val=3970, test=19850)
+
+    def ldifs_parts(self):
+        """The images of ``Training_01.txt`` in the order of class folders named as LDIFS has them,
+        ``a_apartment_building_outdoor``; test is ``Testing_01.txt``."""
+
+        def order(entry):
+            folder, _, name = entry.path.rpartition("/")
+            return folder.replace("/", "_"), name
+
+        return pooled(self.parts(), self.name, order)
 
     def official(self, part):
         labels = {name: label for label, (name,) in enumerate(self.rows("ClassName.txt"))}

@@ -1,4 +1,4 @@
-"""The benchmarks of the CoOp family: their names, in the order of its tables.
+"""The benchmarks of the CoOp family and of fine-tuning: their names, in the order of the tables.
 
 Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134.
 """
@@ -26,12 +26,27 @@ TITLES = {
     "imagenet_sketch": "ImageNetSketch",
     "imagenet_a": "ImageNetA",
     "imagenet_r": "ImageNetR",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "mnist": "MNIST",
+    "svhn": "SVHN",
+    "gtsrb": "GTSRB",
+    "resisc45": "RESISC45",
 }
 
 SHIFTED = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 """Test sets of ImageNet's classes, for domain generalisation."""
 
-BENCHMARKS = tuple(name for name in TITLES if name not in SHIFTED)
+FINETUNE = (
+    "stanford_cars", "cifar10", "cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn",
+    "imagenet",
+)  # fmt: skip
+"""The ten datasets of end-to-end fine-tuning without forgetting: Mukhoti et al., "Fine-tuning can
+cripple your foundation model; preserving features may be the solution", TMLR 2024."""
+
+_ONLY_FINETUNE = ("cifar10", "cifar100", "mnist", "svhn", "gtsrb", "resisc45")
+
+BENCHMARKS = tuple(name for name in TITLES if name not in (*SHIFTED, *_ONLY_FINETUNE))
 """The eleven datasets of base-to-new generalisation and few-shot learning."""
 
 FINETUNE = (
@@ -50,7 +65,7 @@ BUNDLED_TASKS = (
 )  # fmt: skip
 """The same and others, for tuning end to end and probing what is forgotten."""
 
-_ALIASES = {"flowers102": "oxford_flowers"}
+_ALIASES = {"flowers102": "oxford_flowers", "cars": "stanford_cars"}
 _ALIASES.update((key.replace("_", ""), key) for key in TITLES)
 _ALIASES.update((title.lower(), key) for key, title in TITLES.items())
 

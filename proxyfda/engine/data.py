@@ -35,6 +35,13 @@ def read_image(path):
         ) from None
 
 
+def read_datum(item):
+    """The image of a Datum in RGB: from its file, or by its own `read()` where it comes from
+    memory. Raises ImageError as `read_image` does."""
+    read = getattr(item, "read", None)
+    return read_image(item.impath) if read is None else read()
+
+
 class Datum:
     """An image file with its class label, domain label and class name.
 
@@ -223,10 +230,11 @@ class DatasetWrapper(torch.utils.data.Dataset):
         self.to_tensor = T.Compose(plain)
         self._kept = {}
 
-    def _image(self, path):
+    def _image(self, item):
+        path = item.impath
         image = self._kept.get(path)
         if image is None:
-            image = read_image(path)
+            image = read_datum(item)
             # Opening an image this small costs more than keeping it (12 KiB, 48 MiB in all).
             if image.width * image.height <= 64 * 64 and len(self._kept) < 4096:
                 self._kept[path] = image
@@ -237,7 +245,7 @@ class DatasetWrapper(torch.utils.data.Dataset):
 
     def __getitem__(self, idx):
         item = self.data_source[idx]
-        image = self._image(item.impath)
+        image = self._image(item)
         output = {
             "label": item.label,
             "domain": item.domain,

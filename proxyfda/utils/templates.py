@@ -15,13 +15,18 @@ TEMPLATES = {
     "EuroSAT": "a centered satellite photo of {}.",
     "FGVCAircraft": "a photo of a {}, a type of aircraft.",
     "Food101": "a photo of {}, a type of food.",
+    "GTSRB": 'a zoomed in photo of a "{}" traffic sign.',
+    "MNIST": 'a photo of the number: "{}".',
     "OxfordFlowers": "a photo of a {}, a type of flower.",
     "OxfordPets": "a photo of a {}, a type of pet.",
+    "RESISC45": "satellite imagery of {}.",
+    "SVHN": 'a photo of the number: "{}".',
     "UCF101": "a photo of a person doing {}.",
 }
 """The hand-written prompts that the family uses, by the dataset's name in the config; where a
-dataset is not listed (Caltech101, ImageNet and its shifted test sets, StanfordCars, SUN397) it is
-:data:`DEFAULT_TEMPLATE`."""
+dataset is not listed (Caltech101, ImageNet and its shifted test sets, StanfordCars, SUN397, CIFAR)
+it is :data:`DEFAULT_TEMPLATE`. Those of GTSRB, MNIST, RESISC45, SVHN and CIFAR, which the family
+lacks, are the first of CLIP's for these (``data/prompts.md`` of openai/CLIP), as LDIFS has them."""
 
 
 def check_template(template: object, where: str) -> str:
