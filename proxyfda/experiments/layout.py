@@ -225,6 +225,16 @@ def run_folder_of(path: str) -> str:
     return match[1] if match else ""
 
 
+def training_of(folder: str) -> str:
+    """Folder of the training that a folder of probes is of.
+
+    >>> training_of("out/finetune/probe_val/dtd/LPFT/cfg/seed1").replace(os.sep, "/")
+    'out/finetune/train/dtd/LPFT/cfg/seed1'
+    """
+    parts = "|".join(PROBES.values())
+    return re.sub(rf"^(.*[/\\])({parts})(?=[/\\])", rf"\g<1>{TRAIN}", folder)
+
+
 def run_folders(top: str) -> Iterator[str]:
     """Folders of runs below ``top``: each ``seed<S>``, and any other one with a result or log."""
     seen = set()
