@@ -1,7 +1,8 @@
 """Backbones: the models whose features are tuned and compared.
 
 A backbone is whatever fits :class:`Backbone`. :mod:`proxyfda.backbones.clip` has CLIP's, with a
-text encoder and prompts; :func:`load_backbone` gives one that is tuned end to end.
+text encoder and prompts; :func:`load_backbone` gives one that is tuned end to end, of open_clip,
+timm or transformers.
 """
 
 from __future__ import annotations

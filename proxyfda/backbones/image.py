@@ -33,13 +33,15 @@ class ImageBackbone(nn.Module):
     """An image encoder with all that has to be known to tune it and to compare its features.
 
     It is a :class:`~proxyfda.backbones.Backbone`. Subclasses make ``image_tower`` and, where there
-    is one, ``text_tower``, and define :meth:`forward` and :meth:`blocks`.
+    is one, ``text_tower``, and define :meth:`forward`; :meth:`blocks` or :meth:`stages`; and
+    :meth:`encode_texts` with a text tower. They end their constructor with :meth:`_ready`.
 
     Attributes:
         name: as it was asked for.
+        weights: likewise.
         image_tower: the module that is tuned; its state dict is what checkpoints hold.
-        text_tower: module of the texts, or None. It is frozen unless somebody thaws it, and
-            outside of ``image_tower``.
+        text_tower: module of the texts, or None. It is frozen unless somebody thaws it, outside of
+            ``image_tower``, and stays in eval mode.
         output_dim: d of the features.
         image_size: side of the images in pixels.
         image_mean, image_std: of each channel, with which images in [0, 1] are normalised.
@@ -49,14 +51,34 @@ class ImageBackbone(nn.Module):
     """
 
     name: str = ""
+    weights: str = ""
     image_tower: nn.Module
-    text_tower: nn.Module | None = None
+    text_tower: nn.Module | None
     output_dim: int
     image_size: int
     image_mean: Sequence[float]
     image_std: Sequence[float]
     interpolation: str = "bicubic"
-    logit_scale: Tensor | None = None
+    logit_scale: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("logit_scale", None)
+        self.register_module("text_tower", None)
+
+    def _ready(self) -> None:
+        """Freeze the texts; everything else is in training mode."""
+        if self.text_tower is not None:
+            self.text_tower.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> ImageBackbone:
+        """See ``nn.Module``; the text tower stays in eval mode, since texts are what features are
+        compared with."""
+        super().train(mode)
+        if self.text_tower is not None:
+            self.text_tower.eval()
+        return self
 
     # -- what a library's models define -----------------------------------------------------------
 
@@ -65,8 +87,20 @@ class ImageBackbone(nn.Module):
         raise NotImplementedError
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The blocks whose outputs are the layers, in their order."""
-        raise NotImplementedError
+        """The blocks whose outputs are the layers, in their order; none if the tower has stages of
+        different sizes in their place."""
+        return ()
+
+    def stages(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Features [B, d] and the maps [B, C, H, W] behind each stage, by one forward pass.
+
+        Raises:
+            BadModel: a tower whose library hands out neither blocks nor stages.
+        """
+        raise BadModel(
+            f"{self.name} gives no outputs of its layers, which are wanted; use another backbone, "
+            "or another regulariser than ldifs"
+        )
 
     def tokens_of(self, output: Any) -> Tensor:
         """What a block gives or takes as [B, T, C]."""
@@ -78,10 +112,16 @@ class ImageBackbone(nn.Module):
 
         Raises:
             BadModel: the backbone has no texts.
+            NotFound: its tokenizer is not on this machine.
+            BadValue: a text that is too long.
         """
         raise BadModel(
             f"{self.name} has no text encoder; use a CLIP (or FLAVA), or leave out what needs texts"
         )
+
+    def _switch_checkpointing(self, on: bool) -> None:
+        """Tell the library's tower, or raise an AssertionError or AttributeError."""
+        self.image_tower.set_grad_checkpointing(on)
 
     # -- what follows -----------------------------------------------------------------------------
 
@@ -91,9 +131,19 @@ class ImageBackbone(nn.Module):
         return self.text_tower is not None
 
     def with_layers(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features [B, d] and the slices of :func:`slice_positions`, [B, T, C] each, by one
-        forward pass."""
+        """Features [B, d] and the slices that LDIFS compares, [B, T, C] each, by one forward pass.
+
+        For a transformer these are the input of the first block and the outputs at each quarter of
+        the blocks (:func:`slice_positions`), with all tokens. For a tower with stages, such as a
+        convolutional one, they are the outputs of its stages, whose T positions are the pixels.
+
+        Raises:
+            BadModel: a tower whose library hands out neither.
+        """
         blocks = self.blocks()
+        if not blocks:
+            features, maps = self.stages(images)
+            return features, [map_.flatten(2).transpose(1, 2) for map_ in maps]
         with _captured(blocks, self.tokens_of) as slices:
             features = self(images)
         return features, [slices[i] for i in slice_positions(len(blocks))]
@@ -108,6 +158,22 @@ class ImageBackbone(nn.Module):
         finally:
             for module in training:
                 module.training = True
+
+    def set_grad_checkpointing(self, on: bool = True) -> None:
+        """Whether training keeps only the inputs of the image tower's blocks and computes the rest
+        again in the backward pass: less memory for more time.
+
+        Raises:
+            BadModel: the library cannot do so for this tower.
+        """
+        try:
+            self._switch_checkpointing(on)
+        except (AssertionError, AttributeError, ValueError) as error:
+            if on:
+                raise BadModel(
+                    f"{self.name} has no gradient checkpointing; set "
+                    "MODEL.BACKBONE.GRAD_CHECKPOINTING False"
+                ) from error
 
 
 @contextmanager

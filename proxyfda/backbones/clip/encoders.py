@@ -220,9 +220,9 @@ class TextEncoder(FrozenEncoder):
             return self.text_projection(x)
         return x if self.text_projection is None else x @ self.text_projection
 
-    @torch.no_grad()
-    def encode(self, texts: list[str], chunk: int = 256) -> Tensor:
-        """Features [n, d] of plain texts, not normalised, ``chunk`` texts at a time.
+    def plain(self, texts: list[str], chunk: int = 256) -> Tensor:
+        """Features [n, d] of plain texts, not normalised, ``chunk`` texts at a time; with gradient
+        where weights are trained.
 
         Hooks on this module do not see them: they are for the features of the prompts at work.
         """
@@ -230,10 +230,15 @@ class TextEncoder(FrozenEncoder):
         shared = common_prefix(tokens, self.eot_positions(tokens))
         parts = []
         for part in tokens.split(chunk):
-            embedded = self.embed(part)
+            embedded = self.token_embedding(part)
             # These tokens are used once: their layout does not go into the cache.
             parts.append(self._forward(embedded, self._layout(part, part.device), (), shared))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def encode(self, texts: list[str], chunk: int = 256) -> Tensor:
+        """What :meth:`plain` gives, without gradient."""
+        return self.plain(texts, chunk)
 
 
 class ImageEncoder(FrozenEncoder):

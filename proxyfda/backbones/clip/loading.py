@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib.util
 import io
 import json
 import math
-import urllib.error
-import urllib.request
-import warnings
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,19 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
+from proxyfda.backbones.names import RANDOM
+from proxyfda.backbones.weights import (
+    ArchiveDict,
+    cached,
+    first_line,
+    mismatches,
+    random_weights,
+    read_state_dict,
+    unreachable,
+)
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean
 
@@ -32,6 +40,8 @@ BUNDLED_NAME, BUNDLED_WEIGHTS = "ViT-Bundled", "bundled"
 BUNDLED_DIR = Path(__file__).parent / "bundled"
 # Entries of OpenAI's archives that describe the model; they are not weights.
 OPENAI_META = ("input_resolution", "context_length", "vocab_size")
+# A buffer that transformers no longer stores; files of models with its text towers still do.
+TEXT_POSITIONS = "text.transformer.embeddings.position_ids"
 
 
 def resolve_precision(prec: str, device: str | torch.device) -> str:
@@ -61,17 +71,43 @@ def load_clip(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """A frozen open_clip model in eval mode, with its tokenizer as ``.tokenizer``.
+    """A frozen open_clip model in eval mode whose texts can be prompted, with its tokenizer as
+    ``.tokenizer``.
+
+    Args:
+        name, weights, precision: see :func:`load_any_clip`.
+        device: where the model goes.
+
+    Raises:
+        ValueError: a model whose text tower cannot be prompted; see also :func:`load_any_clip`.
+        FileNotFoundError: see :func:`load_any_clip`; or the tokenizer cannot be loaded.
+    """
+    precision = resolve_precision(precision, device)
+    reason = cannot_be_prompted(model_config(name, architecture_name(name)))
+    if reason:
+        raise BadValue(
+            f"{name} cannot be prompted: {reason}; choose a CLIP with a causal text transformer, "
+            f"such as ViT-B/16."
+        )
+    model, config = load_any_clip(name, weights, precision=precision)
+    model.tokenizer = build_tokenizer(name, config)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def load_any_clip(
+    name: str, weights: str, *, precision: str = "fp32", image_size: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Any open_clip model on the CPU, and the config that it was built from.
 
     Args:
         name: OpenAI's spelling as in CoOp (``ViT-B/16``, ``RN50``, ``ViT-L/14@336px``), an
             open_clip model name (``ViT-B-16-quickgelu``), or ``ViT-Bundled``.
         weights: an open_clip tag (``openai``, ``laion2b_s34b_b88k``), ``bundled`` for
-            ``ViT-Bundled``, or a file: OpenAI's TorchScript archive, a state dict in OpenAI's
-            layout, or a state dict / safetensors of the named open_clip model.
+            ``ViT-Bundled``, ``random``, or a file: OpenAI's TorchScript archive, a state dict in
+            OpenAI's layout, or a state dict / safetensors of the named open_clip model.
         precision: ``fp16`` stores the matrices of attention, MLPs and projections in half
             precision (LayerNorms stay in fp32); ``fp32`` and ``amp`` store fp32.
-        device: where the model goes.
+        image_size: side of the images in pixels, if it is to be another than the model's own.
 
     A file in OpenAI's layout brings its own architecture: it is read off the shapes, whatever
     size the name stands for, and QuickGELU is used, as in all of OpenAI's models. A file counts
@@ -80,36 +116,52 @@ def load_clip(
     config decides on the activation. For tags open_clip's list of weights decides.
 
     Raises:
-        ValueError: unknown name, tag or precision; a model whose text tower cannot be prompted;
-            a file that is not a CLIP checkpoint or does not fit the model.
+        ValueError: unknown name, tag or precision; a file that is not a CLIP checkpoint or does
+            not fit the model; a size that the model cannot have.
         FileNotFoundError: the file does not exist, or the weights cannot be downloaded.
     """
-    precision = resolve_precision(precision, device)
     arch = architecture_name(name)
-    config = model_config(name, arch)
-    refuse_text_tower(name, config)
+    config, tag = model_config(name, arch), {}
+    if weights == RANDOM:
+        config["quick_gelu"] = name in OPENAI_NAMES or config.get("quick_gelu", False)
+        own_size = set_image_size(name, config, image_size)
+        with random_weights(name):
+            model = build(config, precision)
+    else:
+        file, tag = weights_file(name, arch, weights)
+        state, config = read_clip(name, file, tag, config)
+        own_size = set_image_size(name, config, image_size)
+        model = build(config, precision)
+        load_weights(model, state, name, file, resized=bool(image_size) and image_size != own_size)
+    if image_size and image_size != own_size:
+        print(f"{name} takes images of {image_size} instead of {own_size} pixels")
+        if hasattr(model.visual, "trunk"):  # timm's
+            model.visual.set_input_size(image_size)
+    model.visual.image_mean = tag.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    model.visual.image_std = tag.get("std") or open_clip.OPENAI_DATASET_STD
+    model.visual.interpolation = tag.get("interpolation") or "bicubic"
+    return model, config
 
-    file, tag = weights_file(name, arch, weights)
-    state = read_state_dict(file)
+
+def read_clip(
+    name: str, file: Path, tag: dict[str, Any], config: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in a file, and the config of the model that they belong to."""
+    state = expand_token_embedding(read_state_dict(file))
     marked = isinstance(state, ArchiveDict) or "input_resolution" in state
     state = {k: v for k, v in state.items() if k not in OPENAI_META}
-    if not tag and "text_projection" in state and (marked or name in OPENAI_NAMES):
+    if tag:
+        config["quick_gelu"] = bool(tag.get("quick_gelu"))
+        return state, config
+    if "text_projection" in state and (marked or name in OPENAI_NAMES):
         found = openai_config(state, file)
         if describe(found) != describe(config):
             print(f"The architecture is the file's: {describe(found)} ({file})")
         config = found
-    elif tag:
-        config["quick_gelu"] = bool(tag.get("quick_gelu"))
-    if not tag and not marked and name != BUNDLED_NAME:
+    if not marked and name != BUNDLED_NAME:
         quick = config.get("quick_gelu", False)
         print(f"Activation {'QuickGELU' if quick else 'GELU'}, by the name {name} ({file})")
-
-    model = build(config, precision)
-    load_weights(model, state, name, file)
-    model.tokenizer = build_tokenizer(name, arch, config)
-    model.visual.image_mean = tag.get("mean") or open_clip.OPENAI_DATASET_MEAN
-    model.visual.image_std = tag.get("std") or open_clip.OPENAI_DATASET_STD
-    return model.requires_grad_(False).eval().to(device)
+    return state, config
 
 
 # -- names and architectures ----------------------------------------------------------------
@@ -118,6 +170,16 @@ def load_clip(
 def architecture_name(name: str) -> str:
     """open_clip's spelling of a model name: ``ViT-L/14@336px`` is its ``ViT-L-14-336``."""
     return name.replace("/", "-").replace("@336px", "-336")
+
+
+def known_names() -> list[str]:
+    """The names that stand in documentation and suggestions."""
+    return [*OPENAI_NAMES, *open_clip.list_models(), BUNDLED_NAME]
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is one of open_clip's models, in any spelling, or the bundled one."""
+    return name == BUNDLED_NAME or architecture_name(name) in open_clip.list_models()
 
 
 def model_config(name: str, arch: str) -> dict[str, Any]:
@@ -129,31 +191,26 @@ def model_config(name: str, arch: str) -> dict[str, Any]:
         return json.loads(path.read_text())
     config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
     if config is None:
-        names = [*OPENAI_NAMES, *open_clip.list_models(), BUNDLED_NAME]
         raise BadValue(
-            f"unknown backbone {name!r}{did_you_mean(name, names)}; MODEL.BACKBONE.NAME is one of "
-            f"{', '.join(OPENAI_NAMES)}, {BUNDLED_NAME}, or a name of open_clip.list_models()."
+            f"unknown backbone {name!r}{did_you_mean(name, known_names())}; MODEL.BACKBONE.NAME is "
+            f"one of {', '.join(OPENAI_NAMES)}, {BUNDLED_NAME}, or a name of "
+            "open_clip.list_models()."
         )
     return config
 
 
-def refuse_text_tower(name: str, config: dict[str, Any]) -> None:
-    """Raise ValueError for text towers without learnable-context prompts as in CoOp."""
+def cannot_be_prompted(config: dict[str, Any]) -> str:
+    """Why a model's text tower takes no learnable-context prompts as in CoOp; empty if it does."""
     text = config["text_cfg"]
-    reason = None
     if "multimodal_cfg" in config or text.get("embed_cls"):
-        reason = "CoCa's text tower reads an appended class token"
-    elif text.get("hf_model_name"):
-        reason = f"its text tower is Hugging Face's {text['hf_model_name']}"
-    elif text.get("no_causal_mask"):
-        reason = "its text attention is not causal"
-    elif text.get("pool_type", "argmax") not in ("argmax", "eos"):
-        reason = f"its text features are pooled by {text['pool_type']!r}, not at the end of text"
-    if reason:
-        raise BadValue(
-            f"{name} cannot be prompted: {reason}; choose a CLIP with a causal text transformer, "
-            f"such as ViT-B/16."
-        )
+        return "CoCa's text tower reads an appended class token"
+    if text.get("hf_model_name"):
+        return f"its text tower is Hugging Face's {text['hf_model_name']}"
+    if text.get("no_causal_mask"):
+        return "its text attention is not causal"
+    if text.get("pool_type", "argmax") not in ("argmax", "eos"):
+        return f"its text features are pooled by {text['pool_type']!r}, not at the end of text"
+    return ""
 
 
 def describe(config: dict[str, Any]) -> str:
@@ -220,14 +277,12 @@ def download(name: str, weights: str, tag: dict[str, Any]) -> Path:
     defaults = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     files = [filename] if filename else defaults
     url = tag.get("url", "")
-    if repo:
-        for file in files:
-            cached = huggingface_hub.try_to_load_from_cache(repo, file)
-            if isinstance(cached, str):
-                return Path(cached)
-    cached = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
-    if url and cached.is_file():
-        return cached
+    found = cached(repo, files) if repo else None
+    if found:
+        return found
+    old = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    if url and old.is_file():
+        return old
 
     hub = huggingface_hub.constants.ENDPOINT
     sources = [(hub, {"hf_hub": tag.get("hf_hub")})] if repo else []
@@ -239,7 +294,7 @@ def download(name: str, weights: str, tag: dict[str, Any]) -> Path:
             try:
                 return Path(open_clip.download_pretrained(source))
             except Exception as error:  # the clients raise many kinds; all mean the same here
-                problem = str(error).strip().split("\n")[0]
+                problem = first_line(error)
         problems.append(problem)
     places = ([f"{hub}/{repo}/resolve/main/{files[0]}"] if repo else []) + ([url] if url else [])
     # A file does not say which activation it was trained with, so the name has to.
@@ -251,71 +306,6 @@ def download(name: str, weights: str, tag: dict[str, Any]) -> Path:
         f"{' or '.join(places)} elsewhere and set MODEL.BACKBONE.WEIGHTS to the path of the "
         f"file{named}."
     )
-
-
-def unreachable(address: str, timeout: float = 10.0) -> str | None:
-    """Why a server cannot be reached, or None if it answers (with whatever status)."""
-    try:
-        urllib.request.urlopen(
-            urllib.request.Request(address, method="HEAD"), timeout=timeout
-        ).close()
-    except urllib.error.HTTPError:
-        return None
-    except (OSError, ValueError) as error:
-        host = address.split("/")[2]
-        return f"{host} cannot be reached: {getattr(error, 'reason', error)}"
-    return None
-
-
-class ArchiveDict(dict):
-    """A state dict that came out of a TorchScript archive."""
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Weights of a TorchScript archive, a safetensors file or a file of ``torch.save``.
-
-    Wrappers around them (``{"state_dict": ...}``, a ``module.`` prefix) are taken off and a
-    compact token embedding is expanded.
-
-    Raises:
-        ValueError: the file holds no state dict or is damaged.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(str(path))
-        elif is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                archive = torch.jit.load(str(path), map_location="cpu")
-            state = ArchiveDict(archive.state_dict())
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch all raise their own kinds
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise BadValue(
-            f"{path} is damaged or not a CLIP checkpoint ({reason}); fetch it again or set "
-            f"MODEL.BACKBONE.WEIGHTS to another file."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise BadValue(
-            f"{path} holds no weights (a {type(state).__name__}); set MODEL.BACKBONE.WEIGHTS to a "
-            f"CLIP checkpoint."
-        )
-    if all(key.startswith("module.") for key in state):
-        state = type(state)((key[len("module.") :], value) for key, value in state.items())
-    return expand_token_embedding(state)
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a zip archive with TorchScript code in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(entry.endswith("constants.pkl") for entry in archive.namelist())
 
 
 def expand_token_embedding(state: dict[str, Tensor], vocabulary: int = 49408) -> dict[str, Tensor]:
@@ -381,10 +371,43 @@ def openai_config(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
 # -- building -------------------------------------------------------------------------------
 
 
+def set_image_size(name: str, config: dict[str, Any], size: int | None) -> int:
+    """Change a model config to another side of the images, in pixels; gives the model's own.
+
+    Raises:
+        BadValue: the model cannot have it.
+    """
+    vision = {**asdict(open_clip.CLIPVisionCfg()), **config["vision_cfg"]}
+    own, patch = vision["image_size"], vision["patch_size"]
+    own = own[0] if isinstance(own, (list, tuple)) else own
+    if size in (None, own) or vision["timm_model_name"]:
+        return own
+    if not isinstance(vision["layers"], int):
+        raise BadValue(f"{name} takes images of {own} pixels, not of {size}; set INPUT.SIZE to it.")
+    if size % patch:
+        raise BadValue(
+            f"{name} cannot take images of {size} pixels; set INPUT.SIZE to a multiple of its "
+            f"patches, {patch}."
+        )
+    config["vision_cfg"]["image_size"] = size
+    return own
+
+
 def build(config: dict[str, Any], precision: str) -> nn.Module:
-    """An open_clip model with random weights, its matrices in fp16 for precision ``fp16``."""
-    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-    config = {k: v for k, v in config.items() if k not in ("preprocess_cfg", "custom_text")}
+    """An open_clip model with random weights, its matrices in fp16 for precision ``fp16``.
+
+    Raises:
+        NotFound: a text tower of Hugging Face whose config cannot be loaded.
+    """
+    config = copy.deepcopy(config)
+    config.pop("preprocess_cfg", None)
+    hugging_face = config["text_cfg"].get("hf_model_name")
+    custom = config.pop("custom_text", False) or hugging_face
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    kind = open_clip.CoCa if "multimodal_cfg" in config else kind
+    if hugging_face:
+        config["text_cfg"]["hf_model_pretrained"] = False  # the weights come with the rest
+        refuse_unreachable(hugging_face)
     half = precision == "fp16"
     # The weights drawn here are overwritten: they must not move what the caller draws next.
     with torch.random.fork_rng(devices=[]):
@@ -397,12 +420,39 @@ def build(config: dict[str, Any], precision: str) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, file: Path) -> None:
-    """Strict loading with one sentence on what does not fit."""
+def refuse_unreachable(model: str) -> None:
+    """Raise NotFound for a text tower whose config is neither in the cache nor within reach."""
+    import huggingface_hub
+
+    problem = None
+    if not cached(model, ["config.json"]):
+        problem = unreachable(huggingface_hub.constants.ENDPOINT)
+    if importlib.util.find_spec("transformers") is None:
+        problem = "transformers is not installed"
+    if problem:
+        raise NotFound(
+            f"the text tower {model} of Hugging Face cannot be built: {problem}; install "
+            "transformers and fetch its config into the local cache while online."
+        )
+
+
+def load_weights(
+    model: nn.Module, state: dict[str, Tensor], name: str, file: Path, resized: bool = False
+) -> None:
+    """Strict loading with one sentence on what does not fit.
+
+    Args:
+        resized: whether the model takes images of another size than the one in the file.
+    """
     state = convert_state_dict(model, dict(state))  # third-party layouts that open_clip knows
-    if isinstance(model, open_clip.CustomTextCLIP):
+    if not isinstance(model, open_clip.CLIP):
         state = convert_to_custom_text_state_dict(state)
+    if resized:
+        state = {key: value.float() for key, value in state.items()}  # halves are not resized
+        resize_pos_embed(state, model)
     wanted = model.state_dict()
+    if TEXT_POSITIONS not in wanted:
+        state.pop(TEXT_POSITIONS, None)
     for key in ("logit_scale", "logit_bias"):
         if key in state and key in wanted and state[key].numel() == 1:
             state[key] = state[key].reshape(wanted[key].shape)
@@ -415,29 +465,12 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, file: Pa
     model.load_state_dict(state)
 
 
-def mismatches(wanted: dict[str, Tensor], given: dict[str, Tensor], limit: int = 4) -> str:
-    """What separates two state dicts, in words: missing and unexpected names, unequal shapes.
+def build_tokenizer(name: str, config: dict[str, Any]) -> Any:
+    """The tokenizer of a model: texts to LongTensor [n, context_length].
 
-    Returns an empty string if names and shapes agree.
+    Raises:
+        NotFound: it is one of Hugging Face's and cannot be loaded.
     """
-
-    def listed(names: list[str]) -> str:
-        rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-        return ", ".join(names[:limit]) + rest
-
-    missing = [key for key in wanted if key not in given]
-    unexpected = [key for key in given if key not in wanted]
-    shapes = [
-        f"{key} is {tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in given and given[key].shape != wanted[key].shape
-    ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("unequal shapes", shapes)]
-    return "; ".join(f"{what}: {listed(names)}" for what, names in parts if names)
-
-
-def build_tokenizer(name: str, arch: str, config: dict[str, Any]):
-    """The tokenizer of a model: texts to LongTensor [n, context_length]."""
     text = config["text_cfg"]
     if not text.get("hf_tokenizer_name"):
         return open_clip.SimpleTokenizer(
@@ -445,10 +478,10 @@ def build_tokenizer(name: str, arch: str, config: dict[str, Any]):
         )
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return open_clip.get_tokenizer(arch)
+            return open_clip.get_tokenizer(architecture_name(name))
     except Exception as error:  # network, missing package, hub client: all mean the same here
         raise NotFound(
             f"the tokenizer {text['hf_tokenizer_name']} of {name} could not be loaded "
-            f"({str(error).strip().split(chr(10))[0]}); install transformers and fetch it from "
+            f"({first_line(error)}); install transformers and fetch it from "
             f"the Hugging Face hub while online."
         ) from error
