@@ -270,7 +270,10 @@ def test_a_dataset_without_validation_images_is_refused(forgetting, made_up, mon
         (["finetune", "FineTune+rdk", "dtd", "1"], "'rdk'.*rkd"),
         (["finetune", "CoOp", "dtd", "1"], "CoOp learns prompts; run it over a row"),
         (["finetune", "FDA", "nothing", "1"], "no dataset 'nothing'; use one of"),
-        (["finetune", "FDA", "dtd"], "SEEDS is not given; the usage is finetune.sh METHOD DATASETS"),
+        (
+            ["finetune", "FDA", "dtd"],
+            "SEEDS is not given; the usage is finetune.sh METHOD DATASETS",
+        ),
         (["finetune", "FDA", "dtd", "1", "--probes", "dtd"], "and dtd is tuned on; name another"),
         (["finetune", "FDA", "dtd", "1", "--methods", "FDA"], "--methods is for forgetting"),
         (["finetune", "FDA", "dtd", "1", "--anchor", "previous"], "--anchor is for continual"),
