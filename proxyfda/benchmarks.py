@@ -49,12 +49,6 @@ _ONLY_FINETUNE = ("cifar10", "cifar100", "mnist", "svhn", "gtsrb", "resisc45")
 BENCHMARKS = tuple(name for name in TITLES if name not in (*SHIFTED, *_ONLY_FINETUNE))
 """The eleven datasets of base-to-new generalisation and few-shot learning."""
 
-FINETUNE = (
-    "stanford_cars", "cifar10", "cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn",
-    "imagenet",
-)  # fmt: skip
-"""The ten datasets of tuning end to end."""
-
 BUNDLED = ("bundled_banners", "bundled_creatures", "bundled_fruits", "bundled_scenes")
 """Rendered datasets that stand in for them, without downloads."""
 

@@ -43,7 +43,7 @@ from proxyfda.utils.files import write_text
 
 PAPER = ("naive", "LP-FT", "WiSE-FT", "L2SP", "LDIFS", "RKD", "FDA", "Proxy-FDA")
 """Methods of the paper's first table, and what it names besides."""
-TUNED = ("bundled_fruits", "bundled_shapes", "bundled_textures")
+TUNED = ("bundled_shapes", "bundled_textures")
 """What is tuned on where the bundled datasets are asked for; all of them are probed."""
 GRID, DEFAULT = "grid", "default"
 
@@ -144,7 +144,10 @@ def _strengths(args: Namespace, project: Project, run: str) -> Strengths | None:
 
 
 def finetune(
-    args: Namespace, project: Project, prepare: Callable[[], dict], show: Callable[[list[Job]], None]
+    args: Namespace,
+    project: Project,
+    prepare: Callable[[], dict],
+    show: Callable[[list[Job]], None],
 ) -> int:
     """Run the protocol; returns the exit code.
 
@@ -381,9 +384,7 @@ class Plan(_Work):
             flush=True,
         )
         place = layout.parse(job.folder)
-        folder = osp.join(
-            self.args.output, layout.finetune_choice(name, place.name, place.config)
-        )
+        folder = osp.join(self.args.output, layout.finetune_choice(name, place.name, place.config))
         comment = [
             f"Chosen by scripts/{self.args.protocol}.sh for {method_title(run)} on {name}: "
             f"{found.symbol} {best.value} of {', '.join(found.values)}.",

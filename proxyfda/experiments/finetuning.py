@@ -92,7 +92,7 @@ class _Tuning:
         if kind and chosen:
             suffix = weight.variant if weight else f"alpha_{strength}"
             self.probed_config = self.probed_config[: -len(suffix) - 1]
-        self._what = f" (α {strength})" if kind == ALPHA else ""
+        self._what = f", α {strength}" if kind == ALPHA else ""
 
     def training(self, folder: str, seed: int, what: str, *opts: str, after: str = "") -> Job:
         """The training in ``folder``; ``opts`` are KEY VALUE options of the protocol's."""
@@ -111,7 +111,7 @@ class _Tuning:
             self.protocol,
             folder,
             seed,
-            f"{what}{self._what} {layout.PROBES[split]}",
+            f"{what}{layout.PROBES[split]}{self._what}",
             *words,
             shots=ALL_IMAGES,
             split=split,
@@ -170,7 +170,7 @@ def finetune_jobs(
     train = tuning.training(layout.finetune(layout.TRAIN, *place), seed, "tuned")
     place = (tuning.dataset, tuning.name, tuning.probed_config, seed)
     folder = layout.finetune(layout.PROBES[split], *place)
-    return [train, tuning.probes(folder, seed, asked, split, "tuned,", train.folder)]
+    return [train, tuning.probes(folder, seed, asked, split, "", train.folder)]
 
 
 def pretrained_job(
@@ -184,7 +184,7 @@ def pretrained_job(
     cfg = cfg or _default_config(PRETRAINED, dataset, "finetune", where["project"])
     tuning = _Tuning("finetune", PRETRAINED, probes[0], cfg=cfg, **where)
     folder = layout.pretrained(layout.PROBES[split], tuning.config)
-    return tuning.probes(folder, 1, probes, split, "as pre-trained,", "")
+    return tuning.probes(folder, 1, probes, split, "", "")
 
 
 def _default_config(
@@ -252,7 +252,7 @@ def continual_jobs(
     where["cfg"] = cfg or _default_config(run, row[0], "continual", project)
     before = _Tuning("continual", PRETRAINED, row[0], **where)
     folder = layout.continual(layout.PROBES["test"], names, 0, PRETRAINED, before.config, 1)
-    jobs = [before.probes(folder, 1, asked, "test", "as pre-trained,", "")]
+    jobs = [before.probes(folder, 1, asked, "test", "", "")]
     last = ""
     for number, dataset in enumerate(row, 1):
         tuning = _Tuning("continual", run, dataset, strength=strength, **where)
@@ -266,7 +266,7 @@ def continual_jobs(
         last = train.folder
         place = (names, number, tuning.name, tuning.probed_config + more, seed)
         folder = layout.continual(layout.PROBES["test"], *place)
-        jobs += [train, tuning.probes(folder, seed, asked, "test", f"{what},", last)]
+        jobs += [train, tuning.probes(folder, seed, asked, "test", f"{what}, ", last)]
     return jobs
 
 

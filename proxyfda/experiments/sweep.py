@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from proxyfda.experiments import launchers
+from proxyfda.experiments import launchers, layout
 from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
 from proxyfda.experiments.lock import holder
 from proxyfda.utils.errors import AlreadyExists, sentence
@@ -127,18 +127,27 @@ def _chains(todo: list[Job]) -> list[launchers.Chain]:
 
 def _mismatch(job: Job, strict: bool) -> str:
     """Why a job cannot be what its folder holds; empty if it can."""
+    from proxyfda.experiments import probing
     from proxyfda.experiments.config import load_config
     from proxyfda.experiments.run import check_output
 
     args = job.parsed()
     cfg = load_config(args)  # a wrong option is every job's: it ends the sweep before it begins
+    if args.probe and (
+        not layout.has_any(job.folder, (layout.CONFIG,)) or _is_gone(args.model_dir)
+    ):
+        return ""  # what it probes says the rest of its config, and that is yet to come, or gone
     try:
-        check_output(args, cfg)
+        check_output(args, probing.completed(args, cfg) if args.probe else cfg)
     except AlreadyExists as error:
         if strict:
             raise
         return sentence(error)
     return ""
+
+
+def _is_gone(folder: str) -> bool:
+    return bool(folder) and not layout.has_any(folder, (layout.CONFIG,))
 
 
 def _say_what_would_run(jobs: list[Job], failed: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ def options(tiny_file):
 @pytest.fixture(autouse=True)
 def same_surroundings(monkeypatch):
     """No variables of the caller; signals as they were."""
-    for name in (*run.HELP, *run.HELP_SELECT):
+    for name in (*run.HELP, *run.HELP_SELECT, *run.HELP_FINETUNE):
         monkeypatch.delenv(name, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     yield
