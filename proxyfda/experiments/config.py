@@ -44,6 +44,15 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 
+# Options of --probe, see proxyfda/experiments/probing.py.
+PROBE = {
+    "RECIPE": "convex",  # or ldifs, see proxyfda.diagnostics.fit_linear_probe
+    "STRENGTHS": (),  # that are tried on validation images; empty: the recipe's
+    "CACHE": "auto",  # folder of the features; auto: "features" beside the runs; empty: none
+    "CACHE_GB": 20.0,
+}
+
+
 def default_config() -> CfgNode:
     """The engine's config with the options of everything that is registered.
 
@@ -57,6 +66,7 @@ def default_config() -> CfgNode:
             if extend is not None:
                 extend(cfg)
     proxyfda.extend_cfg(cfg)
+    cfg.PROBE = CfgNode(PROBE)
     return cfg
 
 
@@ -79,7 +89,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     merge_flags(cfg, args)
     merge_options(cfg, args.opts)
     for name, flag in (("TRAINER", "--trainer"), ("DATASET", "--dataset-config-file")):
-        if not cfg[name].NAME:
+        # What is probed is named by --probe, and --model-dir may say what was trained.
+        if not cfg[name].NAME and not args.probe:
             raise BadValue(
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )

@@ -184,6 +184,20 @@ def _number(text: Optional[str]) -> Optional[int]:
     return None if text is None else int(text)
 
 
+def output_of(folder: str) -> str:
+    """The folder that has all runs, of a run's folder below it; empty where no layout fits.
+
+    >>> output_of("out/finetune/probe_test/dtd/LPFT/cfg/seed1").endswith("out")
+    True
+    """
+    path = os.path.abspath(folder).replace(os.sep, "/")
+    for pattern in _PATTERNS.values():
+        match = re.search(f"(?:^|/){pattern}$", path)
+        if match:
+            return path[: match.start()] or os.sep
+    return ""
+
+
 def run_folder_of(path: str) -> str:
     """The run's folder that a file or folder lies in: up to ``seed<S>``; empty if there is none."""
     match = re.match(r"(.*/seed-?\d+)(?:/|$)", path.replace("\\", "/"))

@@ -34,6 +34,26 @@ def _is_backbone(value: Any) -> bool:
     return isinstance(value, dict) and {"name", "weights"} <= set(value)
 
 
+_COUNTS = ("classes", "images")
+
+
+def _are_probes(value: Any) -> bool:
+    def is_probe(found: Any) -> bool:
+        return (
+            isinstance(found, dict)
+            and _is_percent(found.get("linear_probe"))
+            and (found.get("zero_shot") is None or _is_percent(found["zero_shot"]))
+            and type(found.get("strength")) in (int, float)
+            and all(_is_whole(found.get(name)) and found[name] > 0 for name in _COUNTS)
+        )
+
+    return isinstance(value, dict) and bool(value) and all(map(is_probe, value.values()))
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
 _OPTIONAL = type(None)
 # Field -> what its value must be. All are there in what we write.
 FIELDS: Dict[str, Callable[[Any], bool]] = {
@@ -60,13 +80,19 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
     "time": _is(dict),  # seconds of "build" and "run"
     "cfg": _is(dict),  # the whole config
 }
+# Fields of runs of one kind.
+MORE: Dict[str, Callable[[Any], bool]] = {
+    # dataset -> linear_probe and zero_shot (or null) in percent, strength, classes and images
+    "probes": _are_probes,
+    "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
+}
 
 
 def check(content: Any) -> None:
     """Check the content of a ``result.json``.
 
     Records without a number of their schema are from before there was one: they need an accuracy,
-    and what else they have must be as in :data:`FIELDS`. Fields that are not in it are free.
+    and what else they have must be as in :data:`FIELDS` and :data:`MORE`. Other fields are free.
 
     Raises:
         BadValue: what is wrong, as the end of a sentence that begins with the file.
@@ -81,7 +107,7 @@ def check(content: Any) -> None:
     for field in FIELDS if schema else ("accuracy",):
         if field not in content:
             raise BadValue(f"has no {field}")
-    for field, fits in FIELDS.items():
+    for field, fits in {**FIELDS, **MORE}.items():
         if field in content and not fits(content[field]):
             raise BadValue(f"has {field} {content[field]}")
 

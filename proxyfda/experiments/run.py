@@ -26,7 +26,7 @@ from proxyfda.dassl import (
     set_random_seed,
     setup_logger,
 )
-from proxyfda.experiments import layout, record
+from proxyfda.experiments import layout, probing, record
 from proxyfda.experiments.config import flat, load_config, plain
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import is_zero_shot, run_name, split_run_name
@@ -44,6 +44,8 @@ _FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "MODEL.BACKBONE.GRAD_CHECKPOINTING",
     "TRAINER.COOP.GRID_MEMORY",
+    "PROBE.CACHE",
+    "PROBE.CACHE_GB",
 )
 _REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
 
@@ -61,7 +63,10 @@ def main(args: argparse.Namespace) -> dict | None:
         UserError: a wrong option, folder or combination; nothing is written then.
         Busy: another process works in the output folder.
     """
+    probing.check_flags(args)
     cfg = load_config(args)
+    if args.probe:
+        cfg = probing.completed(args, cfg)
     check_output(args, cfg)
     check_model_dir(args, cfg)
     described = describe(args, cfg)
@@ -77,7 +82,7 @@ def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None
         set_random_seed(cfg.SEED)
     else:
         print("No --seed is given: shots, initial values and batches differ from run to run")
-    if cfg.DATASET.NUM_SHOTS < 0 and not (args.eval_only or args.no_train):
+    if cfg.DATASET.NUM_SHOTS < 0 and not (args.eval_only or args.no_train or args.probe):
         print(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}: training on all training images")
     setup_logger(cfg.OUTPUT_DIR)
     if torch.cuda.is_available() and cfg.USE_CUDA:
@@ -86,6 +91,9 @@ def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None
     print_settings(args, cfg)
     announce_engine()
     print(f"** System info **\n{collect_env_info()}\n")
+    if args.probe:
+        result = {**described, **probing.run(args, cfg, described["source"] or "")}
+        return record.write(cfg.OUTPUT_DIR, result)
     trainer = build_trainer(cfg)
     built = time.perf_counter()
     if args.eval_only:
@@ -190,7 +198,7 @@ def trained_on(args: argparse.Namespace, cfg: CfgNode) -> str:
     For an evaluation it is what the training wrote into ``--model-dir``; of another codebase's
     training only the folder names are left.
     """
-    if not args.eval_only:
+    if not (args.eval_only or args.probe):
         return _dataset_of(args, cfg)
     if not args.model_dir:
         return ""
@@ -211,8 +219,11 @@ def trained_on(args: argparse.Namespace, cfg: CfgNode) -> str:
 
 def _identity(args: argparse.Namespace, cfg: CfgNode) -> dict:
     """What a run is: its config, and what it was trained on."""
-    task = "eval" if args.eval_only else "train"
-    return {"task": task, "source": trained_on(args, cfg), **plain(cfg)}
+    task = "probe" if args.probe else "eval" if args.eval_only else "train"
+    what = {"task": task, "source": trained_on(args, cfg)}
+    if args.probe:
+        what.update(probes=list(probing.files(args)), alpha=probing.alpha_of(args))
+    return {**what, **plain(cfg)}
 
 
 # -- its folders ----------------------------------------------------------------------------------
@@ -237,14 +248,16 @@ def check_output(args: argparse.Namespace, cfg: CfgNode) -> None:
     free = set(_FREE_KEYS)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
-    if not args.eval_only or not ours["source"] or not theirs.get("source"):
+    if not (args.eval_only or args.probe) or not ours["source"] or not theirs.get("source"):
         # Of a training DATASET says it; a prompt of another codebase, or one that has been moved
         # away, does not tell.
         free.add("source")
     changed = [
         key
         for key in sorted(set(ours) | set(theirs))
-        if key not in free and ours.get(key) != theirs.get(key)
+        if key not in free
+        and ours.get(key) != theirs.get(key)
+        and (args.probe or not key.startswith("PROBE."))
     ]
     if changed:
         key = changed[0]
@@ -272,11 +285,13 @@ def check_model_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
             folder.
         NotFound: the model folder does not exist.
     """
+    if args.probe:
+        return  # see probing.check_flags
     if not args.eval_only:
         if args.model_dir:
             raise BadValue(
-                f"--model-dir {args.model_dir} is for --eval-only; to go on from a checkpoint give "
-                "--resume, to start from its values MODEL.INIT_WEIGHTS"
+                f"--model-dir {args.model_dir} is for --eval-only and --probe; to go on from a "
+                "checkpoint give --resume, to start from its values MODEL.INIT_WEIGHTS"
             )
         return
     if not args.model_dir:
@@ -348,7 +363,25 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--backbone", default="", help="name of the CLIP backbone")
     add("--eval-only", action="store_true", help="evaluate only")
-    add("--model-dir", default="", help="folder to load the model from with --eval-only")
+    add(
+        "--model-dir",
+        default="",
+        help="folder to load the model from with --eval-only or --probe",
+    )
+    add(
+        "--probe",
+        default="",
+        metavar="FILES",
+        help="config files of datasets, joined by commas: linear probe and zero-shot accuracy on "
+        "each, of the encoder that was tuned in --model-dir, else of the backbone",
+    )
+    add(
+        "--alpha",
+        type=float,
+        help="with --probe: share of the tuned weights, the rest being the pre-trained ones "
+        "(WiSE-FT; default 1)",
+    )
+    add("--no-cache", action="store_true", help="with --probe: keep no features on the disk")
     add("--load-epoch", type=int, help="epoch of that model (default: the best, else the last)")
     add("--no-train", action="store_true", help="build everything, do not train")
     add(
