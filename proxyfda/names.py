@@ -135,12 +135,21 @@ def finetune_run(method: str) -> str:
         return known[_letters(method)]
     trainer, _, regulariser = method.partition("+")
     name = run_name(trainer, regulariser)
-    if split_run_name(name)[0] in {split_run_name(run)[0] for run in METHODS.values()}:
+    if tunes_end_to_end(name) and name != PRETRAINED:
         return name
     raise BadValue(
         f"there is no method {method!r}{did_you_mean(method, METHODS)}; use one of "
         f"{', '.join(METHODS)}, or FineTune+<regulariser>"
     )
+
+
+def tunes_end_to_end(name: str) -> bool:
+    """Whether a run tunes the encoder itself, or probes one that is so tuned.
+
+    >>> tunes_end_to_end("FDAFineTune"), tunes_end_to_end("Pretrained"), tunes_end_to_end("CoOp")
+    (True, True, False)
+    """
+    return split_run_name(name)[0] in {PRETRAINED, *(split_run_name(n)[0] for n in METHODS.values())}
 
 
 def method_title(name: str) -> str:

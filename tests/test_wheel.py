@@ -18,6 +18,7 @@ PACKAGE = ROOT / "proxyfda"
 DATA = {
     "proxyfda/py.typed",
     "proxyfda/results/published.csv",
+    "proxyfda/results/published_probes.csv",
     "proxyfda/vocabulary/nouns.txt",
     "proxyfda/backbones/clip/bundled/README.md",
     "proxyfda/backbones/clip/bundled/ViT-Bundled.json",

@@ -18,7 +18,10 @@ through this module. ``<name>`` is the run's name (see :mod:`proxyfda.names`), a
   backbone as it was pre-trained have ``pretrained`` for a dataset, and ``Pretrained`` for a name
 * tasks in a row, I from 1 in ``<row>``, which is the datasets joined by ``+``; of the pre-trained
   backbone I is 0:
-  ``continual/{train,probe_val,probe_test}/<row>/task<I>/<name>/<config>/seed<S>``
+  ``continual/{train,probe_val,probe_test}/<row>/task<I>/<name>/<config>/seed<S>``; prompts are
+  tested on one dataset at a time, in
+  ``continual/test/<row>/task<I>/<name>/<config>_<K>shots/<dataset>/seed<S>``
+* what was chosen for a tuning end to end: ``finetune/choice/<dataset>/<name>/<config>``
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ SEEN, UNSEEN = "seen", "unseen"
 PROBES = {"val": "probe_val", "test": "probe_test"}
 """Split -> part of a fine-tuning or a row of tasks that has the probes on it."""
 CHOICE = "choice.yaml"
+TEST = "test"
+"""Part of a row of tasks that has the tests of prompts, each on one dataset."""
 _CLASSES = {TRAIN: "base", TRAIN_BASE: "base", TEST_BASE: "base", TEST_NEW: "new"}
 
 # -- writing --------------------------------------------------------------------------------------
@@ -104,6 +109,19 @@ def continual(part: str, row: Sequence[str], task: int, name: str, config: str, 
     )
 
 
+def continual_test(
+    row: Sequence[str], task: int, name: str, config: str, target: str, seed: int
+) -> str:
+    """Folder of a test on ``target`` of what task ``task`` of a row left: prompts."""
+    folder = os.path.dirname(continual(TEST, row, task, name, config, seed))
+    return os.path.join(folder, target, f"seed{seed}")
+
+
+def finetune_choice(dataset: str, name: str, config: str) -> str:
+    """Folder of what was chosen for a run that tunes end to end."""
+    return os.path.join("finetune", "choice", dataset, name, config)
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 _SHOTS = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
@@ -115,8 +133,8 @@ _PATTERNS = {
     rf"/split(?P<split>\d+)/(?P<part>{TRAIN}|{SEEN}|{UNSEEN})/seed(?P<seed>-?\d+)",
     "finetune": rf"finetune/{_PROBED}/(?P<dataset>[^/]+)/(?P<name>[^/]+)/(?P<config>[^/]+)"
     r"/seed(?P<seed>-?\d+)",
-    "continual": rf"continual/{_PROBED}/(?P<dataset>[^/]+)/task(?P<task>\d+)/(?P<name>[^/]+)"
-    r"/(?P<config>[^/]+)/seed(?P<seed>-?\d+)",
+    "continual": rf"continual/(?:{_PROBED}|(?P<tested>{TEST}))/(?P<dataset>[^/]+)/task(?P<task>\d+)"
+    r"/(?P<name>[^/]+)/(?P<config>[^/]+)(?(tested)/(?P<target>[^/]+))/seed(?P<seed>-?\d+)",
     "transfer": rf"evaluation/(?P<name>[^/]+)/{_SHOTS}/(?P<dataset>[^/]+)/seed(?P<seed>-?\d+)",
     "fewshot": rf"(?P<dataset>[^/]+)/(?P<name>[^/]+)/{_SHOTS}/seed(?P<seed>-?\d+)",
     "zeroshot": rf"(?P<name>{REFERENCE}\d*)/(?P<config>[^/]+)/(?P<dataset>[^/]+)"
@@ -132,13 +150,14 @@ class Place:
         protocol: one of :data:`PROTOCOLS`.
         part: folder of a base-to-new run, ``train_base`` or the like, of one for choosing
             settings, ``train``, ``seen`` or ``unseen``, or of one that tunes end to end, ``train``
-            or one of :data:`PROBES`; otherwise empty.
+            or one of :data:`PROBES`, in a row of tasks also :data:`TEST`; otherwise empty.
         dataset, name, config: as the folders are called; config with the one that may follow it,
             and dataset the whole row of a row of tasks.
         shots: ``None`` where the layout has none (zero-shot).
         seed: ``None`` where there is no folder for it.
         split: number of the halves of the base classes; ``None`` where all of them are used.
         task: number of the task in a row of them, 0 for none yet; otherwise ``None``.
+        target: what prompts are tested on in a row of tasks; otherwise empty.
     """
 
     protocol: str
@@ -150,6 +169,7 @@ class Place:
     seed: Optional[int]
     split: Optional[int] = None
     task: Optional[int] = None
+    target: str = ""
 
     @property
     def classes(self) -> str:
@@ -168,7 +188,7 @@ def parse(folder: str) -> Optional[Place]:
             found = match.groupdict()
             return Place(
                 protocol=protocol,
-                part=found.get("part") or "",
+                part=found.get("part") or found.get("tested") or "",
                 dataset=found["dataset"],
                 name=found["name"],
                 config="/".join(filter(None, (found["config"], found.get("variant")))),
@@ -176,6 +196,7 @@ def parse(folder: str) -> Optional[Place]:
                 seed=_number(found.get("seed")),
                 split=_number(found.get("split")),
                 task=_number(found.get("task")),
+                target=found.get("target") or "",
             )
     return None
 
@@ -202,6 +223,16 @@ def run_folder_of(path: str) -> str:
     """The run's folder that a file or folder lies in: up to ``seed<S>``; empty if there is none."""
     match = re.match(r"(.*/seed-?\d+)(?:/|$)", path.replace("\\", "/"))
     return match[1] if match else ""
+
+
+def training_of(folder: str) -> str:
+    """Folder of the training that a folder of probes is of.
+
+    >>> training_of("out/finetune/probe_val/dtd/LPFT/cfg/seed1").replace(os.sep, "/")
+    'out/finetune/train/dtd/LPFT/cfg/seed1'
+    """
+    parts = "|".join(PROBES.values())
+    return re.sub(rf"^(.*[/\\])({parts})(?=[/\\])", rf"\g<1>{TRAIN}", folder)
 
 
 def run_folders(top: str) -> Iterator[str]:

@@ -7,25 +7,35 @@ import os
 import sys
 from pathlib import Path
 
+from proxyfda.results.continual import summarise_continual
+from proxyfda.results.forgetting import summarise_forgetting
+from proxyfda.results.matrix import summarise_matrix
+from proxyfda.results.probes import read_runs
 from proxyfda.results.published import compare
-from proxyfda.results.runs import collect
-from proxyfda.results.summary import TABLES, Summary, summarise, summarise_accuracy
+from proxyfda.results.summary import TABLES as TABLES_OF_TESTS
+from proxyfda.results.summary import Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
 from proxyfda.utils.errors import BadValue, NotFound
 
+TABLES = (*TABLES_OF_TESTS, "finetune", "finetune_matrix", "continual", "continual_matrix")
+"""The tables that there are; the last four are of probes."""
+_ON_REQUEST = ("finetune_matrix",)  # as large as the number of datasets squared
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 
-def sections(records, only=None):
+def sections(records, only=None, runs=(), split="test"):
     """The tables of some runs.
 
     Args:
         records: what :func:`~proxyfda.results.collect` returns.
-        only: one of :data:`~proxyfda.results.summary.TABLES`, or ``None`` for all that there are
-            runs of; zero-shot results then have a table of their own where no other one shows them.
+        only: one of :data:`TABLES`, or ``None`` for all that there are runs of; zero-shot results
+            then have a table of their own where no other one shows them.
+        runs: what :func:`~proxyfda.results.probes.read_probes` returns.
+        split: of the probes.
 
     Returns:
-        Dict of :class:`~proxyfda.results.Summary` by protocol.
+        Dict of :class:`~proxyfda.results.Summary` by protocol; with ``continual`` there is its
+        matrix.
 
     Raises:
         ValueError: there are no runs of the protocol.
@@ -34,12 +44,21 @@ def sections(records, only=None):
     base_new = summarise(records)
     if base_new.rows:
         tables = {"base2new": base_new, **tables}
+    probed = {
+        "finetune": summarise_forgetting(runs, split),
+        "finetune_matrix": summarise_matrix(runs, "finetune", split),
+        "continual": summarise_continual(runs, split),
+        "continual_matrix": summarise_matrix(runs, "continual", split),
+    }
+    tables.update((name, summary) for name, summary in probed.items() if summary.rows)
     if only:
         if only not in tables:
             raise BadValue(f"there are no results of {only}, but of {', '.join(tables)}")
-        return {only: tables[only]}
-    others = {row.dataset for name in tables if name not in ("base2new", "zeroshot")
-              for row in tables[name].rows}  # fmt: skip
+        own = {only, *{f"{only}_matrix"}.difference(_ON_REQUEST)}
+        return {name: summary for name, summary in tables.items() if name in own}
+    tables = {name: summary for name, summary in tables.items() if name not in _ON_REQUEST}
+    others = {row.dataset for name in ("fewshot", "cross_dataset", "domain_generalization")
+              if name in tables for row in tables[name].rows}  # fmt: skip
     if "zeroshot" in tables and {row.dataset for row in tables["zeroshot"].rows} <= others:
         del tables["zeroshot"]
     return tables
@@ -64,9 +83,11 @@ def main(argv=None):
             one is wanted.
     """
     args = _parser().parse_args(argv)
-    records = collect(*args.outputs, split=args.split)
-    tables = sections(records, args.protocol)
+    records, runs = read_runs(args.outputs, args.split)
+    tables = sections(records, args.protocol, runs, args.split)
     form = args.form or _SUFFIXES.get(os.path.splitext(args.output or "")[1].lower(), "text")
+    if form == "csv" and args.protocol:
+        tables = {args.protocol: tables[args.protocol]}
     if form == "csv" and len(tables) > 1:
         raise BadValue(
             f"a CSV holds one table and there are {', '.join(tables)}; choose by --protocol"
@@ -99,7 +120,7 @@ def main(argv=None):
     if args.html:
         from proxyfda.results.page import page
 
-        html = page(records, tables, comparisons, outputs=args.outputs, curves=args.curves)
+        html = page(records, tables, comparisons, args.outputs, args.curves, runs, args.split)
         Path(args.html).write_text(html, encoding="utf-8")
         print(f"Wrote {args.html}", file=sys.stderr)
     sound = all(s.uniform and all(row.complete for row in s.rows) for s in tables.values())
@@ -123,7 +144,9 @@ def _parser():
     add(
         "--compare", choices=("published",), help="differences to the published base-to-new figures"
     )
-    add("--protocol", choices=TABLES, help="this table alone")
+    add(
+        "--protocol", choices=TABLES, help="this table alone (and finetune_matrix on request alone)"
+    )
     add("--output", metavar="FILE", help="write to FILE, by its suffix .md, .csv or .tex")
     add("--html", metavar="FILE", help="write a page with tables and figures as well")
     add("--no-curves", dest="curves", action="store_false", help="no training curves on that page")

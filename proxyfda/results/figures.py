@@ -7,6 +7,9 @@
   writes it beside its choice).
 * ``fewshot``: accuracy on all classes against the number of images per class.
 * ``training``: loss, its terms and the training accuracy from the event files, per dataset.
+* of probes (:mod:`proxyfda.results.probe_figures`): ``forgetting``, accuracy against forgetting;
+  ``strengths``, both over λ on the validation split; ``wise_ft``, both over α; ``continual``,
+  accuracy over a row of tasks.
 
 All as PNG and SVG; markers, hatches and line styles tell the trainers apart without colour. The
 numbers are those of :mod:`proxyfda.results`, the whiskers its standard deviations.
@@ -19,40 +22,30 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from proxyfda.names import PREFIXES, is_zero_shot, split_run_name
+from proxyfda.names import is_zero_shot, split_run_name
 from proxyfda.results.curves import read_curves
-from proxyfda.results.runs import collect
+from proxyfda.results.drawing import (
+    add_legend,
+    drawn,
+    handle_of,
+    label_edges,
+    panels_of,
+    point,
+    point_with_errors,
+    save_figure,
+    styles_of,
+)
+from proxyfda.results.probe_figures import probe_figures
+from proxyfda.results.probes import read_runs
 from proxyfda.results.summary import AVERAGE, summarise, summarise_accuracy
 from proxyfda.utils.errors import BadValue, show_user_errors
 
-# Each trio runs from light to dark, so that the order survives in greyscale; what is equally light
-# differs in marker, hatch and line.
-_STYLES = tuple(
-    {"color": color, "marker": marker, "hatch": hatch, "line": line}
-    for color, marker, hatch, line in (
-        ("#f0b429", "o", "", "-"),
-        ("#2a9d8f", "s", "///", "--"),
-        ("#1d3557", "^", "xxx", "-."),
-        ("#c8553d", "D", "\\\\\\", ":"),
-        ("#b9d3c6", "v", "...", (0, (6, 1))),
-        ("#6d597a", "P", "++", (0, (3, 1, 1, 1, 1, 1))),
-        ("#e9c7d4", "X", "oo", (0, (1, 1))),
-        ("#4f9bd9", "<", "||", (0, (8, 2, 2, 2))),
-        ("#264d1f", ">", "--", (0, (2, 3))),
-        ("#d0a77b", "p", "**", (0, (5, 4))),
-        ("#8f2d56", "h", "OO", (0, (10, 2))),
-        ("#5c5c5c", "d", "//", (0, (4, 1, 1, 1))),
-    )
-)
-_ZERO_SHOT = {"color": "black", "marker": "*", "hatch": "", "line": ":"}
 _LONGEST_TITLE = 24
-_FOOTNOTE = "* runs are missing, see the table"
 _WIDEST = 12.0  # inches of a figure with many datasets, before it goes on below
 
 
@@ -71,14 +64,14 @@ def base_new_figure(rows):
     rows = [row for row in rows if row.base is not None and row.new is not None]
     if not rows:
         raise BadValue("no row has both base and new accuracy; finish the runs first")
-    figure, panels = _panels(list(dict.fromkeys(row.dataset for row in rows)))
+    figure, panels = panels_of(list(dict.fromkeys(row.dataset for row in rows)))
     styles = _styles(rows)
     for dataset, axes in panels.items():
         _panel(axes, [row for row in rows if row.dataset == dataset], styles)
-    _label_edges(panels, "base accuracy (%)", "new accuracy (%)")
-    handles = [_handle(name, style) for name, style in styles.items()]
+    label_edges(panels, "base accuracy (%)", "new accuracy (%)")
+    handles = [handle_of(name, style) for name, style in styles.items()]
     handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="equal H"))
-    _legend(figure, handles, rows)
+    add_legend(figure, handles, rows)
     return figure
 
 
@@ -123,7 +116,7 @@ def delta_new_figure(rows):
         )
         for name, style in styles.items()
     ]
-    _legend(figure, handles, rows)
+    add_legend(figure, handles, rows)
     return figure
 
 
@@ -190,7 +183,7 @@ def fewshot_figure(rows):
     # Equal steps for doubled numbers, as few-shot curves are shown.
     places = {shots: place for place, shots in enumerate(sorted({row.shots for row in rows}))}
     styles = _styles(rows)
-    figure, panels = _panels(list(dict.fromkeys(row.dataset for row in rows)))
+    figure, panels = panels_of(list(dict.fromkeys(row.dataset for row in rows)))
     for dataset, axes in panels.items():
         here = [row for row in rows if row.dataset == dataset]
         for name, style in styles.items():
@@ -205,15 +198,15 @@ def fewshot_figure(rows):
                     elinewidth=0.9,
                     markeredgecolor="black",
                     markeredgewidth=0.7,
-                    **_point(style),
+                    **point(style),
                 )
         axes.set_xticks(list(places.values()), list(places))
         axes.set_xlim(-0.4, len(places) - 0.6)
         axes.grid(axis="y", color="0.9", linewidth=0.7)
         axes.set_axisbelow(True)
         _panel_title(axes, here, dataset)
-    _label_edges(panels, "images per class", "accuracy (%)")
-    _legend(figure, [_handle(name, style, line=True) for name, style in styles.items()], rows)
+    label_edges(panels, "images per class", "accuracy (%)")
+    add_legend(figure, [handle_of(name, style, line=True) for name, style in styles.items()], rows)
     return figure
 
 
@@ -235,12 +228,12 @@ def selection_figure(panels):
     every = [row for rows in panels.values() for row in rows]
     if not every:
         raise BadValue("no setting has results on both halves; finish the runs first")
-    figure, axes_of = _panels(list(panels), width=4.2)
-    styles = _styles_of({row.name: row.name for row in every})
+    figure, axes_of = panels_of(list(panels), width=4.2)
+    styles = styles_of({row.name: row.name for row in every})
     for title, axes in axes_of.items():
         for row in panels[title]:
             errors = (row.gain_seen_error, row.gain_unseen_error)
-            _point_with_errors(axes, (row.seen, row.unseen), errors, styles[row.name])
+            point_with_errors(axes, (row.seen, row.unseen), errors, styles[row.name])
             if row.chosen:
                 axes.plot(row.seen, row.unseen, "o", ms=15, mfc="none", mec="black", mew=1.4)
             axes.annotate(
@@ -256,13 +249,13 @@ def selection_figure(panels):
         _equal_h(axes)
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelsize=8)
-    _label_edges(axes_of, "accuracy on seen classes (%)", "accuracy on unseen classes (%)")
-    handles = [_handle(name, style) for name, style in styles.items()]
+    label_edges(axes_of, "accuracy on seen classes (%)", "accuracy on unseen classes (%)")
+    handles = [handle_of(name, style) for name, style in styles.items()]
     handles.append(
         Line2D([], [], marker="o", ls="", ms=12, mfc="none", mec="black", mew=1.4, label="chosen")
     )
     handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="equal H"))
-    _legend(figure, handles, every)
+    add_legend(figure, handles, every)
     return figure
 
 
@@ -284,8 +277,8 @@ def training_figure(curves, title=""):
     quantities = list(dict.fromkeys(tag for found in curves.values() for tag in found))
     if not quantities:
         raise BadValue("there are no training curves; the event files are missing")
-    styles = _styles_of({name: name.split(" ")[0] for name in curves})
-    figure, panels = _panels(quantities, width=3.6)
+    styles = styles_of({name: name.split(" ")[0] for name in curves})
+    figure, panels = panels_of(quantities, width=3.6)
     for tag, axes in panels.items():
         for name, found in curves.items():
             if tag in found:
@@ -300,41 +293,15 @@ def training_figure(curves, title=""):
         axes.set_title(tag, fontsize=10)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    _label_edges(panels, "step", "")
+    label_edges(panels, "step", "")
     handles = [
         Line2D([], [], color=style["color"], linestyle=style["line"], lw=1.8, label=name)
         for name, style in styles.items()
     ]
     if title:
         figure.suptitle(title, fontsize=11)
-    _legend(figure, handles, ())
+    add_legend(figure, handles, ())
     return figure
-
-
-def _panels(names, width=3.0):
-    """A figure with a panel per name, and the axes by name."""
-    columns = _columns(len(names))
-    lines = -(-len(names) // columns)
-    # A single panel is as wide as two, so that the legend fits below it.
-    size = (width * max(columns, 2), 2.9 * lines + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, {
-        name: figure.add_subplot(lines, columns, place + 1) for place, name in enumerate(names)
-    }
-
-
-def _columns(panels):
-    return 3 if panels in (5, 6, 9) else min(4, panels)
-
-
-def _label_edges(panels, x, y):
-    """Label the outer axes of a grid of panels."""
-    columns = _columns(len(panels))
-    for place, axes in enumerate(panels.values()):
-        if place % columns == 0:
-            axes.set_ylabel(y)
-        if place + columns >= len(panels):
-            axes.set_xlabel(x)
 
 
 def _panel_title(axes, rows, dataset):
@@ -343,20 +310,15 @@ def _panel_title(axes, rows, dataset):
     axes.tick_params(labelsize=8)
 
 
-def _handle(name, style, line=False):
-    return Line2D(
-        [], [], linestyle=style["line"] if line else "", label=name, markeredgecolor="black",
-        **_point(style),
-    )  # fmt: skip
-
-
-def figures(summary, tables=None, curves=None):
+def figures(summary, tables=None, curves=None, runs=(), split="test"):
     """All figures of some results.
 
     Args:
         summary: base-to-new :class:`proxyfda.results.Summary`.
         tables: what :func:`proxyfda.results.summarise_accuracy` returns.
         curves: what :func:`proxyfda.results.curves.read_curves` returns.
+        runs: what :func:`proxyfda.results.probes.read_probes` returns.
+        split: of their probes, but for ``strengths``.
 
     Yields:
         (name, figure), or (name, sentence) for one that there are no numbers for. The host trainer
@@ -367,20 +329,14 @@ def figures(summary, tables=None, curves=None):
         for host, rows in _by_host([row for row in summary.rows if row.shots == k]):
             tail = host + f"_{k}shots" * (len(shots) > 1)
             for name, draw in (("base_new", base_new_figure), ("delta_new", delta_new_figure)):
-                yield name + tail, _drawn(draw, rows)
+                yield name + tail, drawn(draw, rows)
     fewshot = (tables or {}).get("fewshot")
     if fewshot is not None:
         for host, rows in _by_host(fewshot.rows):
-            yield f"fewshot{host}", _drawn(fewshot_figure, rows)
+            yield f"fewshot{host}", drawn(fewshot_figure, rows)
+    yield from probe_figures(runs, split)
     for dataset, found in (curves or {}).items():
-        yield f"training_{dataset}", _drawn(training_figure, found, f"Training on {dataset}")
-
-
-def _drawn(draw, *args):
-    try:
-        return draw(*args)
-    except ValueError as error:
-        return str(error)
+        yield f"training_{dataset}", drawn(training_figure, found, f"Training on {dataset}")
 
 
 def _by_host(rows):
@@ -398,7 +354,7 @@ def _by_host(rows):
         yield tail * (len(parts) > 1), [row for row in rows if _belongs(row, hosts)]
 
 
-def save_figures(summary, folder, tables=None, curves=None):
+def save_figures(summary, folder, tables=None, curves=None, runs=(), split="test"):
     """Save what :func:`figures` yields in a folder, made if missing.
 
     A figure for which there are no numbers is left out with a line that says so.
@@ -409,7 +365,7 @@ def save_figures(summary, folder, tables=None, curves=None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     saved = []
-    for name, figure in figures(summary, tables, curves):
+    for name, figure in figures(summary, tables, curves, runs, split):
         if isinstance(figure, str):
             print(f"Left out {name}: {figure}")
         else:
@@ -421,36 +377,8 @@ def _belongs(row, hosts):
     return is_zero_shot(row.trainer) or split_run_name(row.trainer)[0] in hosts
 
 
-def save_figure(figure, stem):
-    """Save a figure as ``<stem>.png`` and ``<stem>.svg``; returns their paths."""
-    # Text stays text in the SVG; a fixed salt and no date make it the same file every time.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "proxyfda"}):
-        figure.savefig(f"{stem}.png", dpi=160)
-        figure.savefig(f"{stem}.svg", metadata={"Date": None})
-    return [Path(f"{stem}.png"), Path(f"{stem}.svg")]
-
-
 def _styles(rows):
-    return _styles_of({row.name: row.trainer for row in rows})
-
-
-def _styles_of(trainers):
-    """Style by name: that of the regulariser if each occurs once, else in the order of names."""
-    learned = [name for name, trainer in trainers.items() if not is_zero_shot(trainer)]
-    regularisers = [split_run_name(trainers[name])[1] for name in learned]
-    places = range(len(learned))
-    if len(set(regularisers)) == len(regularisers):
-        # Plain, FDA and Proxy-FDA look the same in every figure, with whatever else is in it.
-        known = ["", *PREFIXES.values()]
-        known += [regulariser for regulariser in regularisers if regulariser not in known]
-        places = [known.index(regulariser) for regulariser in regularisers]
-    styles = {name: _STYLES[place % len(_STYLES)] for name, place in zip(learned, places)}
-    return {name: styles.get(name, _ZERO_SHOT) for name in trainers}
-
-
-def _point(style):
-    size = 11 if style["marker"] == "*" else 7
-    return {"marker": style["marker"], "color": style["color"], "markersize": size}
+    return styles_of({row.name: row.trainer for row in rows})
 
 
 def _title(rows, dataset):
@@ -463,28 +391,13 @@ def _title(rows, dataset):
     return title + "*" * any(not row.complete for row in here)
 
 
-def _point_with_errors(axes, at, errors, style):
-    axes.errorbar(
-        *at,
-        xerr=errors[0],
-        yerr=errors[1],
-        ecolor="0.55",
-        elinewidth=0.9,
-        capsize=2,
-        zorder=3,
-        markeredgecolor="black",
-        markeredgewidth=0.7,
-        **_point(style),
-    )
-
-
 def _panel(axes, rows, styles):
     zero = next((row for row in rows if is_zero_shot(row.trainer)), None)
     learned = [row for row in rows if not is_zero_shot(row.trainer)]
     plain = next((row for row in learned if not split_run_name(row.trainer)[1]), None)
     for row in rows:
         errors = (row.base_std, row.new_std)
-        _point_with_errors(axes, (row.base, row.new), errors, styles[row.name])
+        point_with_errors(axes, (row.base, row.new), errors, styles[row.name])
     start = plain or zero
     for row in learned:
         if row is start or start is None:
@@ -531,23 +444,6 @@ def _equal_h(axes):
     axes.set_ylim(bottom, top)
 
 
-def _legend(figure, handles, rows):
-    title = None if all(row.complete for row in rows) else _FOOTNOTE
-    longest = max(len(handle.get_label()) for handle in handles)
-    per_line = max(1, int(figure.get_figwidth() / max(1.45, 0.55 + 0.085 * longest)))
-    more = -(-len(handles) // per_line) - 1
-    figure.set_figheight(figure.get_figheight() + 0.2 * more)
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(len(handles), per_line),
-        frameon=False,
-        fontsize=9,
-        title=title,
-        title_fontsize=8,
-    )
-
-
 def main(argv=None):
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -562,9 +458,10 @@ def main(argv=None):
         "--curves", action="store_true", help="training curves too (reads all event files)"
     )
     args = parser.parse_args(argv)
-    records = collect(*args.outputs, split=args.split)
+    records, runs = read_runs(args.outputs, args.split)
     curves = read_curves(records) if args.curves else None
-    for path in save_figures(summarise(records), args.out, summarise_accuracy(records), curves):
+    tables = summarise_accuracy(records)
+    for path in save_figures(summarise(records), args.out, tables, curves, runs, args.split):
         print(f"Saved {path}")
     return 0
 

@@ -1,10 +1,13 @@
-"""Metrics of base-to-new generalisation."""
+"""Metrics of base-to-new generalisation, and of learning one task after another."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 from proxyfda.utils.errors import BadValue
 
-__all__ = ["harmonic_mean"]
+__all__ = ["average_accuracy", "backward_transfer", "forward_transfer", "harmonic_mean"]
 
 
 def harmonic_mean(base, new):
@@ -45,3 +48,77 @@ def harmonic_mean(base, new):
     if base < 0 or new < 0:
         raise BadValue(f"accuracies are {base} and {new}; give values of 0 or more.")
     return 2.0 * base * new / (base + new) if base + new else 0.0
+
+
+def average_accuracy(matrix: Sequence[Sequence[float]]) -> float:
+    """Mean accuracy on all tasks of a row after the last one, in the unit of the matrix.
+
+    Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
+    1706.08840.
+
+    Args:
+        matrix: T lists of T accuracies, ``matrix[i][j]`` on task ``j`` after training on ``i``.
+
+    Raises:
+        ValueError: the matrix is not square.
+
+    >>> average_accuracy([[90, 40], [80, 70]])
+    75.0
+    """
+    return statistics.fmean(_square(matrix)[-1])
+
+
+def backward_transfer(matrix: Sequence[Sequence[float]]) -> float:
+    """Mean change of the accuracy on earlier tasks, from right after each to after the last.
+
+    Negative is forgetting. Definition, arguments and errors as for :func:`average_accuracy`.
+
+    Raises:
+        ValueError: fewer than two tasks.
+
+    >>> backward_transfer([[90, 40], [80, 70]])
+    -10.0
+    """
+    matrix = _several(matrix)
+    last = matrix[-1]
+    return statistics.fmean(last[j] - matrix[j][j] for j in range(len(matrix) - 1))
+
+
+def forward_transfer(matrix: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Mean gain on tasks right before they are trained on, over a model that was trained on none.
+
+    Definition as for :func:`average_accuracy`; there the reference is a model with random weights,
+    here it is whatever is given: the pre-trained backbone in our tables.
+
+    Args:
+        matrix: as for :func:`average_accuracy`.
+        reference: T accuracies of the model before the first task.
+
+    Raises:
+        ValueError: fewer than two tasks, or another number of references.
+
+    >>> forward_transfer([[90, 40], [80, 70]], [50, 45])
+    -5.0
+    """
+    matrix = _several(matrix)
+    if len(reference) != len(matrix):
+        raise BadValue(
+            f"{len(matrix)} tasks meet {len(reference)} accuracies to compare with; give one each."
+        )
+    return statistics.fmean(matrix[j - 1][j] - reference[j] for j in range(1, len(matrix)))
+
+
+def _square(matrix):
+    if not len(matrix) or any(len(line) != len(matrix) for line in matrix):
+        raise BadValue(
+            f"the matrix of accuracies has {len(matrix)} lines of "
+            f"{', '.join(str(len(line)) for line in matrix) or 'no'} numbers; give one line per "
+            "task, with one number per task."
+        )
+    return matrix
+
+
+def _several(matrix):
+    if len(_square(matrix)) < 2:
+        raise BadValue("there is 1 task; transfer needs two or more.")
+    return matrix

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from proxyfda.names import HOSTS, PREFIXES, is_zero_shot, split_run_name
+from proxyfda.names import (
+    HOSTS,
+    METHODS,
+    PREFIXES,
+    PRETRAINED,
+    is_zero_shot,
+    method_title,
+    split_run_name,
+    tunes_end_to_end,
+)
 
 # Regularisers in the order of tables; any others follow by name.
 _REGULARISERS = ("", *PREFIXES.values())
@@ -15,11 +24,32 @@ def known_first(known, name):
 
 
 def trainer_order(name):
-    """Sort key of run names: zero-shot, then hosts as published, and of each plain, FDA, Proxy-FDA
-    and the other regularisers."""
+    """Sort key of run names: what learns nothing, then hosts as published, and of each plain, FDA,
+    Proxy-FDA and the other regularisers; then methods of tuning end to end, as listed.
+
+    >>> names = ["FDAFineTune", "FineTune+match", "LPFT", "Pretrained", "FineTune"]
+    >>> sorted(names, key=trainer_order)
+    ['Pretrained', 'FineTune', 'LPFT', 'FDAFineTune', 'FineTune+match']
+    """
     host, regulariser = split_run_name(name)
+    if tunes_end_to_end(name) and name != PRETRAINED:
+        return True, (len(HOSTS), ""), known_first(METHODS.values(), name)
     return (
-        not is_zero_shot(name),
+        not learns_nothing(name),
         known_first(HOSTS, host),
         known_first(_REGULARISERS, regulariser),
     )
+
+
+def title_of(name):
+    """What tables on forgetting call a run: the method if it tunes end to end, else its name.
+
+    >>> title_of("ProxyFDAFineTune"), title_of("ProxyFDACoOp")
+    ('Proxy-FDA', 'ProxyFDACoOp')
+    """
+    return method_title(name) if tunes_end_to_end(name) else name
+
+
+def learns_nothing(name):
+    """Whether a run is of a model as it was pre-trained, without a seed."""
+    return is_zero_shot(name) or name == PRETRAINED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
+from dataclasses import replace
 from html import escape
 
 from proxyfda.results.summary import AVERAGE, Summary, names_of
@@ -42,11 +43,25 @@ _NAMES = {
     "base_new": "Base against new accuracy; arrows lead from the plain trainer to the regularised.",
     "delta_new": "New accuracy relative to zero-shot CLIP.",
     "fewshot": "Accuracy on all classes against images per class.",
+    "forgetting": "Accuracy on the tuned dataset against forgetting; above and right is better.",
+    "strengths": "Accuracy and forgetting over λ on the validation split.",
+    "wise_ft": "Accuracy and forgetting over α, from the pre-trained weights to the tuned ones.",
+    "continual": "Accuracy after each task of a row.",
     "training": "Training: means over seeds, their range as a band.",
 }
 
 
-def page(records, tables, comparisons=None, outputs=(), curves=True):
+_PLACES = {
+    "fewshot": "fewshot",
+    "training": "training",
+    "forgetting": "finetune",
+    "strengths": "finetune",
+    "wise_ft": "finetune",
+    "continual": "continual",
+}  # all others stand with base to new
+
+
+def page(records, tables, comparisons=None, outputs=(), curves=True, runs=(), split="test"):
     """The page as a string.
 
     Args:
@@ -55,14 +70,17 @@ def page(records, tables, comparisons=None, outputs=(), curves=True):
         comparisons: what :func:`~proxyfda.results.compare` returns.
         outputs: the output folders, to be named.
         curves: whether to read the event files for training curves.
+        runs: what :func:`~proxyfda.results.probes.read_probes` returns.
+        split: of their probes.
     """
     base_new = tables.get("base2new", Summary([]))
+    begun = [*records, *(_as_record(run) for run in runs if run.split == split)]
     body = [
         "<h1>Results</h1>",
         f'<p class="quiet">From {", ".join(escape(str(output)) for output in outputs)}. '
-        f"{_counted(records)}</p>",
+        f"{_counted(begun)}</p>",
     ]
-    drawn = _figures(base_new, tables, records if curves else None)
+    drawn = _figures(base_new, tables, records if curves else None, runs, split)
     for protocol, summary in tables.items():
         shown = comparisons if protocol == "base2new" else None
         for block in blocks(summary, shown):
@@ -72,7 +90,7 @@ def page(records, tables, comparisons=None, outputs=(), curves=True):
     if drawn.get("training"):
         body.append("<h2>Training</h2>")
         body += drawn["training"]
-    body += ["<h2>What was run</h2>", _run_table(records), _missing(records)]
+    body += ["<h2>What was run</h2>", _run_table(begun), _missing(begun)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -110,16 +128,22 @@ def _table(block):
     return "\n".join(parts)
 
 
-def _figures(base_new, tables, records):
+def _as_record(run):
+    """A probed run as the table of runs shows it."""
+    after = "" if run.task is None else f" after task {run.task}"
+    return replace(run.record, title=run.record.title + after)
+
+
+def _figures(base_new, tables, records, runs, split):
     """Figures in HTML by protocol; those of training are folded."""
     from proxyfda.results.curves import read_curves
     from proxyfda.results.figures import figures
 
     curves = read_curves(records) if records is not None else None
     found = {}
-    for name, figure in figures(base_new, tables, curves):
+    for name, figure in figures(base_new, tables, curves, runs, split):
         kind = next(kind for kind in _NAMES if name.startswith(kind))
-        place = {"fewshot": "fewshot", "training": "training"}.get(kind, "base2new")
+        place = _PLACES.get(kind, "base2new")
         if isinstance(figure, str):
             html = f'<p class="quiet">Figure {escape(name)} is left out: {escape(figure)}.</p>'
         else:

@@ -71,13 +71,14 @@ def _free_of_shots(record):
     return 0 if is_zero_shot(record.trainer) else record.shots
 
 
-def collect(*outputs, split="test"):
+def collect(*outputs, split="test", required=True):
     """All runs below one or several output folders, complete or not.
 
     Args:
         outputs: folders as given to ``OUTPUT`` of the scripts, or to ``--output-dir`` of another
             codebase's, or any folder in them; ``LABEL=FOLDER`` gives its rows a name.
         split: take results on this split (``test`` or ``val``) and no others.
+        required: whether it is an error that there are none; otherwise all unfinished ones, if any.
 
     Returns:
         Sorted list of :class:`Record`. Of a trainer's config that has results only on another
@@ -89,7 +90,7 @@ def collect(*outputs, split="test"):
     """
     found, elsewhere = {}, {}
     for output in outputs:
-        for record, its_split in _with_owner(list(_runs(*_labelled(output)))):
+        for record, its_split in _with_owner(list(_runs(*labelled(output), required))):
             wanted = its_split in ("", split)
             place = record.place
             for other in (found.get(place), elsewhere.get(place, [None])[0]):
@@ -101,7 +102,7 @@ def collect(*outputs, split="test"):
                 elsewhere[place] = (record, its_split)
     where = " and ".join(str(output) for output in outputs)
     runs = [record for record in found.values() if record.protocol]
-    if not any(record.accuracy is not None for record in runs):
+    if required and not any(record.accuracy is not None for record in runs):
         if elsewhere:
             other = sorted({its_split for _, its_split in elsewhere.values()})[0]
             raise BadValue(
@@ -137,7 +138,8 @@ def _empty(record):
     return not layout.has_any(record.folder)
 
 
-def _labelled(output):
+def labelled(output):
+    """The folder of ``[LABEL=]FOLDER`` and its label, which is often empty."""
     label, equals, folder = str(output).partition("=")
     if equals and not os.path.exists(str(output)):
         return folder, label
@@ -152,10 +154,7 @@ def _choose(first, second):
     """
     parts = [layout.parse(r.folder).part for r in (first, second)]
     if set(parts) != {layout.TRAIN_BASE, layout.TEST_BASE}:
-        raise BadValue(
-            f"{second.folder} and {first.folder} are the same run; give one of the folders, or "
-            "name the two outputs by LABEL=FOLDER"
-        )
+        raise same_run(second, first)
     trained, tested = (first, second) if parts[0] == layout.TRAIN_BASE else (second, first)
     if trained.accuracy is None or tested.accuracy is None:
         return trained if tested.accuracy is None else tested
@@ -168,7 +167,15 @@ def _choose(first, second):
     return trained
 
 
-def _runs(output, label):
+def same_run(first, second):
+    """The error of a run that is there twice."""
+    return BadValue(
+        f"{first.folder} and {second.folder} are the same run; give one of the folders, or name "
+        "the two outputs by LABEL=FOLDER"
+    )
+
+
+def _runs(output, label, required):
     """Pairs of a record and the split of its result (empty if unknown)."""
     if not os.path.isdir(output):
         raise NotFound(f"{output} is no folder; give the output folder of the scripts")
@@ -181,12 +188,12 @@ def _runs(output, label):
                 yield replace(unknown, label=label), ""
             continue
         if place.protocol in ("select", "finetune", "continual"):
-            continue  # these are read in proxyfda.results by selection and forgetting
+            continue  # these are read by selection and probes
         if place.part == layout.TRAIN:
             continue  # training of a validation sweep, which is evaluated in a folder of its own
         known = True
         yield _read(Path(folder), place, label)
-    if not known:
+    if required and not known:
         raise NotFound(
             f"{output} has no base2new/train_base or base2new/test_new, and no runs in another "
             "layout of the scripts; give the output folder of the scripts"
@@ -218,7 +225,7 @@ def _read(folder, place, label):
     return replace(record, fault="not finished"), ""
 
 
-def _mismatch(record, found):
+def mismatch(record, found):
     """Why a result is not of the run that its place says it is; empty if it is.
 
     A copied folder, or base results twice. Evaluations may have been made without sampling (-1
@@ -247,12 +254,22 @@ def _read_result(record):
         return replace(record, fault=str(error)), ""
     names = ("protocol", "subsample", "seed", "shots")
     found = {"trainer": result.get("name") or result.get("trainer")}
-    fault = _mismatch(record, {**found, **{name: result.get(name) for name in names}})
+    fault = mismatch(record, {**found, **{name: result.get(name) for name in names}})
     if fault:
         return replace(record, fault=f"{path} {fault}"), ""
+    details = details_of(result)
+    if record.protocol == "transfer" and result.get("source"):
+        details["source"] = result["source"]
+    title = record.title if record.dataset in TITLES else result.get("dataset") or record.title
+    record = replace(record, accuracy=float(result["accuracy"]), title=str(title), details=details)
+    return record, str(result.get("split") or "")
+
+
+def details_of(result):
+    """:attr:`Record.details` from the content of a ``result.json``, but for the source."""
     names = ("versions", "time", "engine", "regulariser")
     details = {name: result[name] for name in names if result.get(name)}
-    details["cfg"] = {key: str(value) for key, value in _flat(result.get("cfg") or {})}
+    details["cfg"] = {key: str(value) for key, value in flat(result.get("cfg") or {})}
     backbone = result.get("backbone") or {}
     details["backbone"] = (
         _backbone_of(details["cfg"])
@@ -262,11 +279,7 @@ def _read_result(record):
             *(str(backbone[key]) for key in ("weights", "bytes") if key in backbone),
         )
     )
-    if record.protocol == "transfer" and result.get("source"):
-        details["source"] = result["source"]
-    title = record.title if record.dataset in TITLES else result.get("dataset") or record.title
-    record = replace(record, accuracy=float(result["accuracy"]), title=str(title), details=details)
-    return record, str(result.get("split") or "")
+    return details
 
 
 def _backbone_of(cfg, weights=""):
@@ -276,10 +289,11 @@ def _backbone_of(cfg, weights=""):
     return cfg["MODEL.BACKBONE.NAME"], cfg.get("MODEL.BACKBONE.WEIGHTS", weights)
 
 
-def _flat(tree, prefix=""):
+def flat(tree, prefix=""):
+    """Pairs of a dotted name and its value in a nested dict."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -321,7 +335,7 @@ def _read_log(path, record):
     for name, key in (("seed", "SEED"), ("shots", "DATASET.NUM_SHOTS")):
         if re.fullmatch(r"-?\d+", cfg.get(key, "")):
             said[name] = int(cfg[key])
-    fault = _mismatch(record, said)
+    fault = mismatch(record, said)
     if fault:
         return incomplete(fault)
     splits = re.findall(r"[Ee]valuat\w* on (?:the )?\*?(\w+)\*? set", head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ BASE_NEW = ("base", "new")
 _FREE = (
     "OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "USE_CUDA", "VERSION", "DATASET.", "TEST.",
     "DATALOADER.TEST.", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "MODEL.INIT_WEIGHTS",
+    "TRAINER.FINETUNE.START_FROM", "PROBE.CACHE",
 )  # fmt: skip
 
 
@@ -86,12 +88,14 @@ class AccuracyRow:
 class Summary:
     """Rows of one table in order, and what has to be said below it, one sentence each.
 
-    ``uniform`` is false where runs of one row have different settings.
+    ``uniform`` is false where runs of one row have different settings. ``blocks`` makes the tables
+    of it where the rows are of a kind that :mod:`proxyfda.results.tables` does not know.
     """
 
     rows: list
     notes: list = field(default_factory=list)
     uniform: bool = True
+    blocks: Callable[[Summary], list] | None = field(default=None, compare=False, repr=False)
 
 
 class _Group(NamedTuple):
@@ -174,16 +178,24 @@ def _setting(record):
     return record.trainer, record.config, record.shots, record.label, record.log
 
 
-class _Cells:
+class Cells:
     """Accuracies by row group, dataset, seed and part.
 
     The part is ``base`` or ``new``, or for tables on all classes the number of shots. Zero-shot
     runs of all seeds are put together under one seed called ``None``.
+
+    Args:
+        records: the runs.
+        part: function of a run.
+        names: function of the groups in order that gives a dict of their names.
+        apart: every config has a row of its own.
+        rank: function of a group: its place among those that differ in their configs alone, which
+            is otherwise alphabetical.
     """
 
-    def __init__(self, records, part):
+    def __init__(self, records, part, names=None, apart=False, rank=None):
         runs, self.faults, self._configs, self._backbones = {}, {}, {}, {}
-        self._group_of = _groups(records, part)
+        self._group_of = _groups(records, part, apart)
         for r in records:
             group = self._group_of[_family(r), r.config]
             place = (group, r.dataset, None if is_zero_shot(r.trainer) else r.seed, part(r))
@@ -195,7 +207,9 @@ class _Cells:
             self._configs.setdefault(place[:2], set()).add(r.config)
         self.values = {place: statistics.fmean(found) for place, found in runs.items()}
         self.uneven = [place for place, found in runs.items() if max(found) - min(found) > 1e-6]
-        self.groups = sorted(set(self._group_of.values()), key=_row_order)
+        self.groups = sorted(
+            set(self._group_of.values()), key=lambda group: _row_order(group, rank)
+        )
         self._seeds = {}
         for r in records:
             if not is_zero_shot(r.trainer):
@@ -204,11 +218,15 @@ class _Cells:
         self.datasets = sorted(
             self.titles, key=lambda dataset: known_first(TITLES.values(), self.titles[dataset])
         )
-        self.names = _names(self.groups)
+        self.names = (names or _names)(self.groups)
         self.parts = {
             group: sorted({place[3] for place in (*self.values, *self.faults) if place[0] == group})
             for group in self.groups
         }
+
+    def group(self, record):
+        """The group that a run is in."""
+        return self._group_of[_family(record), record.config]
 
     def config(self, group, dataset):
         """The config that a row has on a dataset, usually the group's own."""
@@ -345,7 +363,7 @@ def _family(record):
     return record.trainer, record.label, record.log
 
 
-def _groups(records, part):
+def _groups(records, part, apart=False):
     """Groups by family and config.
 
     Configs of one trainer that nowhere meet make one row, as CoOp's do, which has fewer epochs on
@@ -362,7 +380,7 @@ def _groups(records, part):
         rows = []
         for config in sorted(configs, key=lambda config: (-len(configs[config]), config)):
             row = next((row for row in rows if not row[1] & configs[config]), None)
-            if row is None:
+            if row is None or apart:
                 row = (_Group(family[0], config, *family[1:]), set())
                 rows.append(row)
             row[1].update(configs[config])
@@ -439,12 +457,13 @@ def _names(groups):
     return names
 
 
-def _row_order(group):
+def _row_order(group, rank=None):
     zero, host, prefix = trainer_order(group.trainer)
-    return zero, host, prefix, group.log, group.label, group.config
+    place = rank(group) if rank else 0
+    return zero, host, prefix, group.log, group.label, place, group.config
 
 
-def _missing(gaps):
+def missing(gaps):
     """Sentences from (name, title, gap); the same gap on several datasets is said once."""
     together = {}
     for name, title, gap in gaps:
@@ -455,7 +474,8 @@ def _missing(gaps):
     ]
 
 
-def _left_out(shared, datasets, titles, what):
+def left_out(shared, datasets, titles, what):
+    """A sentence on datasets that averages lack, in a list; none if there are none."""
     out = [titles[dataset] for dataset in datasets if dataset not in shared]
     if not out:
         return []
@@ -465,13 +485,28 @@ def _left_out(shared, datasets, titles, what):
     ]
 
 
-def _put(numbers, name, value, spread):
+def put(numbers, name, value, spread):
+    """Add a number and its standard deviation over the values of seeds."""
     numbers[name] = value
     numbers[f"{name}_std"] = statistics.stdev(spread) if len(spread) > 1 else None
 
 
+def numbers(cells, group, datasets, seeds, parts):
+    """Mean over datasets and seeds of each part that is there, with its spread.
+
+    Returns:
+        Dict of ``<part>`` and ``<part>_std``, as rows have their fields.
+    """
+    found = {}
+    for part in parts:
+        values = cells.means(group, datasets, seeds, part)
+        if values:
+            put(found, part, statistics.fmean(values), values)
+    return found
+
+
 def _base_to_new(records, shots):
-    cells = _Cells(records, lambda r: r.part)
+    cells = Cells(records, lambda r: r.part)
     titles, names, datasets = cells.titles, cells.names, cells.datasets
     rows, gaps, unpaired = [], [], {}
 
@@ -507,7 +542,7 @@ def _base_to_new(records, shots):
             title = titles[dataset]
             add(group, [dataset], seeds, dataset=dataset, title=title, complete=not gap)
 
-    notes = _missing(gaps)
+    notes = missing(gaps)
     if len(datasets) > 1:
 
         def complete(group, dataset):
@@ -516,8 +551,8 @@ def _base_to_new(records, shots):
         # A row without any result does not restrict the average of the others.
         begun = [g for g in cells.groups if any(complete(g, d) for d in datasets)]
         shared = [d for d in datasets if begun and all(complete(g, d) for g in begun)]
-        left_out = _left_out(shared, datasets, titles, "with both base and new")
-        notes += left_out
+        apart = left_out(shared, datasets, titles, "with both base and new")
+        notes += apart
         dropped = {}
         for group in begun if shared else []:
             expected = cells.expected(group)
@@ -526,8 +561,8 @@ def _base_to_new(records, shots):
             if lacking:
                 dropped[names[group]] = lacking
             more = {"dataset": AVERAGE, "title": AVERAGE}
-            add(group, shared, seeds, complete=not left_out and not lacking, **more)
-        notes += _without(dropped)
+            add(group, shared, seeds, complete=not apart and not lacking, **more)
+        notes += without(dropped)
 
     if unpaired or not any(group.trainer == REFERENCE for group in cells.groups):
         notes += cells.without_reference(unpaired, "Δnew")
@@ -535,7 +570,7 @@ def _base_to_new(records, shots):
     return Summary(rows, notes + general, uniform)
 
 
-def _without(dropped):
+def without(dropped):
     """Sentences on seeds that averages lack, from a dict of them by name."""
     together = {}
     for name, seeds in dropped.items():
@@ -551,14 +586,14 @@ def _base_new_numbers(base, new, reference):
     """The numeric fields of a :class:`Row` from accuracies per seed (``None``: not there)."""
     numbers = {}
     if base:
-        _put(numbers, "base", statistics.fmean(base), base)
+        put(numbers, "base", statistics.fmean(base), base)
     if new:
-        _put(numbers, "new", statistics.fmean(new), new)
+        put(numbers, "new", statistics.fmean(new), new)
     if base and new:
         h = harmonic_mean(numbers["base"], numbers["new"])
-        _put(numbers, "h", h, harmonic_mean(base, new))
+        put(numbers, "h", h, harmonic_mean(base, new))
     if new and reference is not None:
-        _put(numbers, "delta_new", numbers["new"] - reference, new)
+        put(numbers, "delta_new", numbers["new"] - reference, new)
     return numbers
 
 
@@ -576,7 +611,7 @@ def _accuracies(protocol, records, zero, sources=()):
     here = {r.dataset for r in (*records, *sources)}
     learned = [*sources, *records]
     chosen = learned + [r for r in zero if not learned or r.dataset in here]
-    cells = _Cells(chosen, lambda r: r.shots)
+    cells = Cells(chosen, lambda r: r.shots)
     titles, names = cells.titles, cells.names
     trained_on = {r.dataset for r in sources} - targets
     order = sorted(cells.datasets, key=lambda d: d not in trained_on)
@@ -586,10 +621,10 @@ def _accuracies(protocol, records, zero, sources=()):
         accuracies = cells.means(group, chosen, seeds, shots)
         numbers = {}
         if accuracies:
-            _put(numbers, "accuracy", statistics.fmean(accuracies), accuracies)
+            put(numbers, "accuracy", statistics.fmean(accuracies), accuracies)
             reference = None if is_zero_shot(group.trainer) else cells.zero_shot(group, chosen, 0)
             if reference is not None:
-                _put(numbers, "delta", numbers["accuracy"] - reference, accuracies)
+                put(numbers, "delta", numbers["accuracy"] - reference, accuracies)
             elif not is_zero_shot(group.trainer):
                 unpaired[group] = True
         configs = {cells.config(group, dataset) for dataset in chosen}
@@ -623,7 +658,7 @@ def _accuracies(protocol, records, zero, sources=()):
                 more = {"dataset": dataset, "title": titles[dataset], "complete": whole}
                 more["source"] = dataset in trained_on
                 add(group, shots, [dataset], seeds, **more)
-    notes += _missing(gaps)
+    notes += missing(gaps)
 
     averaged = [d for d in order if d in targets] if targets else order
     if protocol == "zeroshot":
@@ -640,8 +675,8 @@ def _accuracies(protocol, records, zero, sources=()):
         shared = [d for d in averaged if begun and all(whole(g, d) for g in begun)]
         begun += [g for g in cells.groups if g not in groups and all(whole(g, d) for d in shared)]
         begun.sort(key=_row_order)
-        left_out = _left_out(shared, averaged, titles, "for every number of shots")
-        notes += left_out
+        apart = left_out(shared, averaged, titles, "for every number of shots")
+        notes += apart
         dropped = {}
         for group in begun if shared else []:
             for shots in cells.parts[group]:
@@ -656,8 +691,8 @@ def _accuracies(protocol, records, zero, sources=()):
                     what = f" at {shots} shots" if len(cells.parts[group]) > 1 else ""
                     dropped[names[group] + what] = lacking
                 more = {"dataset": AVERAGE, "title": AVERAGE}
-                add(group, shots, shared, seeds, complete=not left_out and not lacking, **more)
-        notes += _without(dropped)
+                add(group, shots, shared, seeds, complete=not apart and not lacking, **more)
+        notes += without(dropped)
     if unpaired and any(group.trainer == REFERENCE for group in cells.groups):
         notes += cells.without_reference(unpaired, "Δ")
     general, uniform = cells.notes(chosen)

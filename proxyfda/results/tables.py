@@ -11,9 +11,9 @@ from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
 from proxyfda.utils.errors import BadValue
 
 FORMS = ("text", "markdown", "csv", "latex")
-_MEAN = "Accuracy in %, mean ± sample standard deviation (n - 1) over seeds"
+MEAN = "Accuracy in %, mean ± sample standard deviation (n - 1) over seeds"
 CAPTION = (
-    f"{_MEAN}; H is the harmonic mean of the means; Δnew is relative to zero-shot CLIP's new "
+    f"{MEAN}; H is the harmonic mean of the means; Δnew is relative to zero-shot CLIP's new "
     "accuracy."
 )
 _COMPARE_CAPTION = (
@@ -50,6 +50,8 @@ def blocks(summary, comparisons=None):
         summary: :class:`~proxyfda.results.Summary` of either kind of row.
         comparisons: what :func:`~proxyfda.results.compare` returns; shown as further blocks.
     """
+    if summary.blocks is not None:
+        return summary.blocks(summary)
     found = []
     rows = summary.rows
     if rows and isinstance(rows[0], AccuracyRow):
@@ -58,12 +60,17 @@ def blocks(summary, comparisons=None):
     else:
         for shots in dict.fromkeys(row.shots for row in rows):
             found.append(_base_new_block([row for row in rows if row.shots == shots], shots))
-    marks = ["* not complete, see below."] if any(not row.complete for row in rows) else []
     if found:
-        found[-1].notes.extend([*marks, *summary.notes])
+        found[-1].notes.extend(notes_of(summary))
     if comparisons is not None:
         found.append(_compare_block(*comparisons))
     return found
+
+
+def notes_of(summary):
+    """What stands below the last table of a summary."""
+    whole = all(row.complete for row in summary.rows)
+    return [*([] if whole else ["* not complete, see below."]), *summary.notes]
 
 
 def table(summary, form="text", comparisons=None):
@@ -121,13 +128,15 @@ def _with_titles(rows, cells):
     return lines
 
 
-def _cell(value, std=None, sign=""):
+def cell(value, std=None, sign=""):
+    """A number with two decimals and its spread; ``-`` where there is none."""
     if value is None:
         return "-"
     return f"{value:{sign}.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
-def _seeds(row):
+def seeds_cell(row):
+    """How many seeds a row is made of, starred where some are missing."""
     count = "" if is_zero_shot(row.trainer) else str(len(row.seeds))
     return count + "*" * (not row.complete)
 
@@ -138,11 +147,11 @@ def _base_new_block(rows, shots):
         (
             row,
             (
-                _cell(row.base, row.base_std),
-                _cell(row.new, row.new_std),
-                _cell(row.h, row.h_std),
-                _cell(row.delta_new, row.delta_new_std, "+"),
-                _seeds(row),
+                cell(row.base, row.base_std),
+                cell(row.new, row.new_std),
+                cell(row.h, row.h_std),
+                cell(row.delta_new, row.delta_new_std, "+"),
+                seeds_cell(row),
             ),
         )
         for row in rows
@@ -157,14 +166,14 @@ def _accuracy_block(rows):
     paired = any(row.delta is not None for row in rows)
     cells = []
     for row in rows:
-        values = [_cell(row.accuracy, row.accuracy_std)]
+        values = [cell(row.accuracy, row.accuracy_std)]
         if len(shots) > 1:
             values.insert(0, str(row.shots))
         if paired:
-            values.append(_cell(row.delta, row.delta_std, "+"))
-        cells.append((row, (*values, _seeds(row))))
+            values.append(cell(row.delta, row.delta_std, "+"))
+        cells.append((row, (*values, seeds_cell(row))))
     heads = ["dataset", "trainer", *["shots"] * (len(shots) > 1), "accuracy", *["Δ"] * paired]
-    caption = f"{_MEAN}; Δ is relative to zero-shot CLIP." if paired else f"{_MEAN}."
+    caption = f"{MEAN}; Δ is relative to zero-shot CLIP." if paired else f"{MEAN}."
     return Block(title, (*heads, "seeds"), _with_titles(rows, cells), caption)
 
 
@@ -178,7 +187,7 @@ def _fewshot_block(rows):
         values = []
         for k in shots:
             row = by_shots.get(k)
-            text = "" if row is None else _cell(row.accuracy, row.accuracy_std)
+            text = "" if row is None else cell(row.accuracy, row.accuracy_std)
             values.append(text + "*" * (row is not None and not row.complete))
         counts = [len(row.seeds) for row in by_shots.values()]
         first = next(iter(by_shots.values()))
@@ -186,7 +195,7 @@ def _fewshot_block(rows):
         seeds = str(many) if few == many else f"{few}-{many}"
         cells.append((first, (*values, "" if is_zero_shot(first.trainer) else seeds)))
     heads = ("dataset", "trainer", *(_shots(k) for k in shots), "seeds")
-    caption = f"{_MEAN}; columns are images per class."
+    caption = f"{MEAN}; columns are images per class."
     return Block(_TITLES["fewshot"], heads, _with_titles(rows, cells), caption)
 
 
@@ -195,7 +204,7 @@ def _shots(k):
 
 
 def _compare_block(comparisons, notes):
-    def cell(value, other):
+    def beside(value, other):
         if value is None:
             return "-"
         return f"{value:.2f} ({value - other:+.2f})"
@@ -203,7 +212,7 @@ def _compare_block(comparisons, notes):
     rows = [c.row for c in comparisons]
     cells = []
     for c in comparisons:
-        values = (cell(c.row.base, c.base), cell(c.row.new, c.new), cell(c.row.h, c.h))
+        values = (beside(c.row.base, c.base), beside(c.row.new, c.new), beside(c.row.h, c.h))
         cells.append((c.row, (*values, f"{c.method}, {c.source}")))
     heads = ("dataset", "trainer", "base", "new", "H", "published")
     lines = _with_titles(rows, cells) if rows else []
@@ -243,6 +252,9 @@ _ESCAPES = {
     "<": "$<$",
     ">": "$>$",
     "…": r"\ldots{}",
+    "α": r"$\alpha$",
+    "λ": r"$\lambda$",
+    "→": r"$\rightarrow$",
 }
 
 
@@ -282,6 +294,13 @@ def _latex(block):
     return "\n".join(lines)
 
 
+def _plain(value):
+    """A field of a row as CSV has it: sequences as words."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "" if value is None else value
+
+
 def _csv(rows, comparisons):
     kind = type(rows[0]) if rows else Row
     names = [f.name for f in fields(kind)]
@@ -291,9 +310,7 @@ def _csv(rows, comparisons):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names + extra * (comparisons is not None))
     for row in rows:
-        values = {**vars(row), "seeds": " ".join(map(str, row.seeds))}
-        values["datasets"] = " ".join(row.datasets)
-        line = ["" if values[name] is None else values[name] for name in names]
+        line = [_plain(getattr(row, name)) for name in names]
         if comparisons is not None:
             c = by_row.get(id(row))
             line += [c.method, c.base, c.new, c.h] if c else [""] * len(extra)

@@ -1,6 +1,7 @@
 """Folders of runs: what is written is read back."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,24 @@ def test_what_is_written_is_read_back(root, name):
     folder = layout.transfer("dtd", 16, name, config, 3)
     place = layout.Place("transfer", "", "dtd", name, config, 16, 3)
     assert layout.parse(os.path.join(root, folder)) == place
+
+
+@pytest.mark.parametrize("part", ["train", "probe_val", "probe_test"])
+def test_what_tunes_end_to_end_is_read_back(part):
+    folder = layout.finetune(part, "dtd", "FineTune+rkd", "vit_b32-weight_0.3", 2)
+    place = layout.Place("finetune", part, "dtd", "FineTune+rkd", "vit_b32-weight_0.3", None, 2)
+    assert layout.parse(f"/out/{folder}") == place
+    folder = layout.continual(part, ["svhn", "dtd"], 2, "LPFT", "vit_b32", 3)
+    place = layout.Place("continual", part, "svhn+dtd", "LPFT", "vit_b32", None, 3, task=2)
+    assert layout.parse(f"/out/{folder}") == place
+
+
+def test_tests_of_prompts_over_a_row_are_read_back():
+    folder = layout.continual_test(["svhn", "dtd"], 2, "CoOp", "vit_b16_16shots", "food101", 3)
+    assert folder == "continual/test/svhn+dtd/task2/CoOp/vit_b16_16shots/food101/seed3"
+    config = "vit_b16_16shots"
+    place = layout.Place("continual", "test", "svhn+dtd", "CoOp", config, None, 3, None, 2)
+    assert layout.parse(f"/out/{folder}") == replace(place, target="food101")
 
 
 def test_zero_shot_is_read_back():

@@ -1,6 +1,7 @@
 """Output folders as the scripts leave them, without running anything."""
 
 import json
+import random
 from pathlib import Path
 
 PARTS = {"base": "train_base", "new": "test_new"}
@@ -99,3 +100,33 @@ def write_log(root, path, accuracy, name="log.txt", **said):
     }  # fmt: skip
     (folder / name).write_text(LOG.format(accuracy=accuracy, **values))
     return folder
+
+
+BACKBONE = {"name": "ViT-Bundled", "weights": "bundled"}
+
+
+def write_probes(root, path, probes, backbone=BACKBONE, **more):
+    """The probes of an encoder in a folder; ``probes``: {dataset: (linear probe, zero-shot)}."""
+    folder = Path(root, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder.parents[1].name
+    content = {
+        "accuracy": 50.0, "name": name, "trainer": name, "split": "test", "alpha": 1.0,
+        "seed": int(folder.name[4:]), "backbone": backbone,
+        "probes": {
+            dataset: {"linear_probe": lp, "zero_shot": zs, "classes": 4, "images": 100}
+            for dataset, (lp, zs) in probes.items()
+        },
+        **more,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def probe_values(key, datasets, shift=0.0, texts=True):
+    """Made-up accuracies that are the same for the same key, and unlike for others."""
+    made = random.Random(str(key))
+    return {
+        d: (60 + shift + 9 * made.random(), 40 + shift + 9 * made.random() if texts else None)
+        for d in datasets
+    }
