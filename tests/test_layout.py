@@ -27,6 +27,7 @@ ORDER = [
     "backbones",
     "experiments",
     "results",
+    "diagnose",
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from proxyfda.diagnostics.pairs import paired
 from proxyfda.neighbours.graph import NeighbourGraph
 
-__all__ = ["neighbour_overlap"]
+__all__ = ["neighbour_overlap", "neighbours_kept"]
 
 
 def neighbour_overlap(x: Any, y: Any, k: int = 8) -> float:
@@ -30,9 +33,14 @@ def neighbour_overlap(x: Any, y: Any, k: int = 8) -> float:
     >>> neighbour_overlap(x, 3 * x, k=1), neighbour_overlap(x, x[[0, 2, 1, 3]], k=1)
     (1.0, 0.0)
     """
+    kept = neighbours_kept(x, y, k)
+    return kept.mean().item() if len(kept) else 1.0
+
+
+def neighbours_kept(x: Any, y: Any, k: int = 8) -> Tensor:
+    """The same sample by sample, [N] in fp64; see :func:`neighbour_overlap`."""
     first, second = paired(x, y)
     if len(first) < 2:
-        return 1.0
+        return torch.ones(len(first), dtype=torch.float64)
     graphs = [NeighbourGraph(features, k) for features in (first, second)]
-    common = (graphs[0].mask & graphs[1].mask).sum(1).double() / graphs[0].k
-    return common.mean().item()
+    return (graphs[0].mask & graphs[1].mask).sum(1).double() / graphs[0].k

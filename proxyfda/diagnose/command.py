@@ -1,0 +1,305 @@
+"""The command line of ``python -m proxyfda.diagnose``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import os
+import os.path as osp
+import sys
+from collections.abc import Sequence
+
+import torch
+from tabulate import tabulate
+
+from proxyfda.diagnose import figures
+from proxyfda.diagnose.comparison import MEASURES, Comparison, compare
+from proxyfda.diagnose.correlation import correlate
+from proxyfda.diagnose.encoders import load_encoder, pretrained_of
+from proxyfda.diagnose.samples import SPLITS, Encoded, Sample, encode, read_sample
+from proxyfda.diagnose.sweep import measure_runs
+from proxyfda.experiments import layout
+from proxyfda.experiments.project import Project
+from proxyfda.names import method_title
+from proxyfda.results.drawing import save_figure
+from proxyfda.utils.errors import BadValue, NotFound
+
+CORRELATE = "correlate"
+_EPILOG = f"""
+Measures are on features of length 1 of images that are drawn by --seed: the share of the K nearest
+neighbours that are kept, debiased linear CKA, the mean distance to where features were, and OTDD
+between the frozen features of one half of the images and the tuned ones of the other (in brackets:
+frozen ones on both sides). The linear probe is fitted on the one half and tested on the other.
+
+`python -m proxyfda.diagnose {CORRELATE} OUTPUT` correlates each measure with what was forgotten,
+over the runs of a sweep.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [CORRELATE]:
+        return _correlate(_correlate_parser().parse_args(words[1:]))
+    return _compare(_parser().parse_args(words))
+
+
+# -- two models -----------------------------------------------------------------------------------
+
+
+def _compare(args: argparse.Namespace) -> int:
+    project = _project(args)
+    names = _names(args.models)
+    paths = [project.dataset_config(word) for word in _split(args.datasets)]
+    device = _device()
+    frozen_model, tuned_models = _load(args, names, device)
+    os.makedirs(args.out, exist_ok=True)
+    rows, per_class, text = [], [], []
+    for path in paths:
+        sample = _sample(args, path)
+        frozen = encode(frozen_model, sample, layers=True)
+        tuned = {name: encode(model, sample, layers=True) for name, model in tuned_models.items()}
+        found = {
+            name: compare(sample.name, frozen, made, sample.labels, k=args.k, seed=args.seed)
+            for name, made in tuned.items()
+        }
+        rows += [_row(sample, name, one) for name, one in found.items()]
+        text += [_shown(sample, name, one) for name, one in found.items()]
+        per_class += [row for name, one in found.items() for row in _class_rows(sample, name, one)]
+        if args.figures:
+            _draw(args, sample, frozen, tuned, found)
+    _write_csv(osp.join(args.out, "diagnose.csv"), rows)
+    _write_csv(osp.join(args.out, "classes.csv"), per_class)
+    print(tabulate(text, headers=_HEADERS, disable_numparse=True))
+    print(
+        f"{args.split} images, at most {args.images} of a dataset, K = {args.k}, seed {args.seed}"
+    )
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _load(args: argparse.Namespace, names: dict[str, str], device: str):
+    """The frozen model, and the tuned ones by name."""
+    tuned = {name: load_encoder(model, device) for name, model in names.items()}
+    if args.frozen:
+        return load_encoder(args.frozen, device), tuned
+    first = next(iter(names.values()))
+    if not osp.isdir(first):
+        raise BadValue(
+            f"--frozen is not given, and {first} does not say what it was tuned from; give --frozen"
+        )
+    return pretrained_of(first, device), tuned
+
+
+def _names(models: Sequence[str]) -> dict[str, str]:
+    """Models by a short name, which is that of the run where its folder tells."""
+    places = [layout.parse(model) if osp.isdir(model) else None for model in models]
+    short = [
+        f"{method_title(place.name)}" if place else model for place, model in zip(places, models)
+    ]
+    long = [
+        f"{name} ({place.dataset}, seed {place.seed})" if place else name
+        for name, place in zip(short, places)
+    ]
+    for names in (short, long):
+        if len(set(names)) == len(models):
+            return dict(zip(names, models))
+    return {model: model for model in models}
+
+
+_HEADERS = [
+    "dataset", "model", "images", *MEASURES.values(), "linear probe (%)", "zero-shot (%)",
+]  # fmt: skip
+_CHANGES = ("linear_probe", "zero_shot")
+
+
+def _row(sample: Sample, name: str, found: Comparison) -> dict:
+    more = ["otdd_before", *(f"{what}{end}" for what in _CHANGES for end in ("_before", ""))]
+    return {
+        "dataset": sample.name,
+        "model": name,
+        "images": len(sample.labels),
+        "of": sample.total,
+        **{measure: getattr(found, measure) for measure in [*MEASURES, *more]},
+    }
+
+
+def _shown(sample: Sample, name: str, found: Comparison) -> list[str]:
+    cells = [f"{getattr(found, measure):.3f}" for measure in MEASURES]
+    cells[-1] += f" ({found.otdd_before:.3f})"
+    for what in _CHANGES:
+        before, after = getattr(found, f"{what}_before"), getattr(found, what)
+        none = before is None or after is None
+        cells.append("-" if none else f"{before:.1f} {after - before:+.1f}")
+    return [sample.name, name, f"{len(sample.labels)} of {sample.total}", *cells]
+
+
+def _class_rows(sample: Sample, name: str, found: Comparison) -> list[dict]:
+    rows = []
+    for label in sample.labels.unique().tolist():
+        own = sample.labels == label
+        rows.append(
+            {
+                "dataset": sample.name,
+                "model": name,
+                "class": sample.classnames[label],
+                "images": int(own.sum()),
+                "overlap": found.kept[own].mean().item(),
+                "l2_drift": found.moved[own].mean().item(),
+            }
+        )
+    return rows
+
+
+def _draw(
+    args: argparse.Namespace,
+    sample: Sample,
+    frozen: Encoded,
+    tuned: dict[str, Encoded],
+    found: dict[str, Comparison],
+) -> None:
+    stem = osp.join(args.out, sample.name)
+    if any(one.layers for one in found.values()):
+        save_figure(figures.layer_figure(sample.name, found), f"{stem}_layers")
+    made = figures.map_figure(sample, frozen, tuned, args.map, args.seed)
+    save_figure(made, f"{stem}_{args.map}")
+    save_figure(figures.class_figure(sample, found), f"{stem}_classes")
+    for place, (name, encoded) in enumerate(tuned.items(), 1):
+        end = f"_neighbours{place if len(tuned) > 1 else ''}"
+        title = f"{sample.name}, {name}: images that lost most neighbours"
+        drawn = figures.neighbour_figure(sample, frozen, encoded, found[name], title)
+        save_figure(drawn, stem + end)
+
+
+# -- a sweep --------------------------------------------------------------------------------------
+
+
+def _correlate(args: argparse.Namespace) -> int:
+    project = _project(args)
+    out = args.out or osp.join(args.output, "diagnose")
+    points = measure_runs(
+        args.output,
+        lambda dataset: _sample(args, project.dataset_config(dataset)),
+        split=args.split,
+        datasets=_split(args.datasets),
+        k=args.k,
+        seed=args.seed,
+        device=_device(),
+    )
+    os.makedirs(out, exist_ok=True)
+    _write_csv(osp.join(out, "runs.csv"), points)
+    rows, notes = [], {}
+    delta = [one["delta"] for one in points]
+    # Seeds of one method on one dataset are alike, and are drawn together.
+    groups = [(one["dataset"], one["name"]) for one in points]
+    for measure, title in MEASURES.items():
+        try:
+            found = correlate([one[measure] for one in points], delta, groups, seed=args.seed)
+        except BadValue as error:
+            raise BadValue(f"{title} against Δ_LP of {len(points)} runs: {error}") from None
+        values = [
+            (found.pearson, found.pearson_interval),
+            (found.spearman, found.spearman_interval),
+        ]
+        cells = [f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" for value, (low, high) in values]
+        rows.append([title, *cells])
+        notes[measure] = f"r {cells[0]}\nρ {cells[1]}"
+    headers = ["measure", "Pearson with Δ_LP", "Spearman with Δ_LP"]
+    text = tabulate(rows, headers=headers, disable_numparse=True)
+    print(text)
+    print(
+        f"{len(points)} runs, {len(set(groups))} methods on datasets, which the bootstrap draws; "
+        f"95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at most "
+        f"{args.images} of a dataset, K = {args.k}"
+    )
+    keys = ["measure", "pearson", "spearman"]
+    _write_csv(osp.join(out, "correlations.csv"), [dict(zip(keys, row)) for row in rows])
+    names = {one["name"]: method_title(one["name"]) for one in points}
+    save_figure(figures.scatter_figure(points, MEASURES, names, notes), osp.join(out, "scatter"))
+    print(f"wrote {out}")
+    return 0
+
+
+# -- both -----------------------------------------------------------------------------------------
+
+
+def _sample(args: argparse.Namespace, path: str) -> Sample:
+    return read_sample(path, args.root, split=args.split, most=args.images, seed=args.seed)
+
+
+def _project(args: argparse.Namespace) -> Project:
+    """The repository at hand, whose readers are registered by importing its entry module."""
+    folder = os.getcwd()
+    if not osp.isfile(osp.join(folder, f"{args.entry}.py")):
+        raise NotFound(
+            f"there is no {args.entry}.py in {folder}, which registers the datasets; run this in "
+            "the folder of the repository, or name another module by --entry"
+        )
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    importlib.import_module(args.entry)
+    return Project(folder, args.entry)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _split(words: str) -> list[str]:
+    return [word for word in map(str.strip, words.split(",")) if word]
+
+
+def _write_csv(path: str, rows: Sequence[dict]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m proxyfda.diagnose",
+        description="What tuning did to an encoder, on any datasets.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="tuned: output folder of a FineTune run, or NAME=WEIGHTS of a backbone",
+    )
+    add("--frozen", default="", metavar="MODEL", help="(default: what the first was tuned from)")
+    add("--datasets", required=True, help="names or config files, joined by commas")
+    add(
+        "--out", default="diagnose", metavar="DIR", help="of tables and figures (default: diagnose)"
+    )
+    add("--map", default="pca", choices=figures.MAPS, help="figure of the features")
+    add("--no-figures", dest="figures", action="store_false", help="tables alone")
+    _add_common(parser, images=2000)
+    return parser
+
+
+def _correlate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m proxyfda.diagnose {CORRELATE}",
+        description="Each measure against forgetting (Δ_LP), over the runs of a sweep.",
+    )
+    add = parser.add_argument
+    add("output", metavar="OUTPUT", help="folder that has finetune/train and the probes")
+    add("--datasets", default="", help="to measure on (default: all that were probed)")
+    add("--out", default="", metavar="DIR", help="(default: OUTPUT/diagnose)")
+    _add_common(parser, images=500)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, images: int) -> None:
+    add = parser.add_argument
+    add("--root", default="", help="folder of the datasets")
+    add("--split", default="test", choices=tuple(SPLITS), help="images of it (default: test)")
+    add("--images", type=int, default=images, help=f"of each dataset, at most (default: {images})")
+    add("--k", type=int, default=8, help="neighbours (default: 8)")
+    add("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    add("--entry", default="train", help="module that registers the datasets (default: train)")
