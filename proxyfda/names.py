@@ -149,7 +149,8 @@ def tunes_end_to_end(name: str) -> bool:
     >>> tunes_end_to_end("FDAFineTune"), tunes_end_to_end("Pretrained"), tunes_end_to_end("CoOp")
     (True, True, False)
     """
-    return split_run_name(name)[0] in {PRETRAINED, *(split_run_name(n)[0] for n in METHODS.values())}
+    hosts = {split_run_name(run)[0] for run in METHODS.values()}
+    return split_run_name(name)[0] in {PRETRAINED, *hosts}
 
 
 def method_title(name: str) -> str:
