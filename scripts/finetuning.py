@@ -253,8 +253,8 @@ class _Work:
             built = build_dataset(load_config(training.parsed()))
         if not built.val:
             raise BadValue(
-                f"{self.project.dataset_name(dataset)} has no validation images, by which trainings "
-                "are judged; add a validation split (docs/DATASETS.md)"
+                f"{self.project.dataset_name(dataset)} has no validation images, by which "
+                "trainings are judged; add a validation split (docs/DATASETS.md)"
             )
 
 
@@ -388,8 +388,8 @@ class Plan(_Work):
         comment = [
             f"Chosen by scripts/{self.args.protocol}.sh for {method_title(run)} on {name}: "
             f"{found.symbol} {best.value} of {', '.join(found.values)}.",
-            f"Of those within {MARGIN:g} point of naive's accuracy of the linear probe, the one that "
-            "forgets least; if there is none,",
+            f"Of those within {MARGIN:g} point of naive's linear probe, the one that forgets least; "
+            "if there is none,",
             f"the most accurate. On validation images, over seeds {seeds}: {said}; {plain}.",
         ]
         options = {}

@@ -1,9 +1,9 @@
 """Run a protocol of the CoOp family: the Python behind the scripts of this folder.
 
 TRAINER is a trainer, such as CoOp, FDACoOp and ProxyFDACoOp, or one with any other regulariser,
-such as CoOp+rkd; several are joined by commas, and `all` are those of scripts/bundled.sh. METHOD is
-a way of tuning end to end: naive, LP-FT, WiSE-FT, L2SP, LDIFS, RKD, FDA, Proxy-FDA (together `all`),
-FLYP, or FineTune+<regulariser>; over a row of tasks also a trainer of prompts. What is
+such as CoOp+rkd; several are joined by commas, and `all` are those of scripts/bundled.sh. METHOD
+is a way of tuning end to end: naive, LP-FT, WiSE-FT, L2SP, LDIFS, RKD, FDA, Proxy-FDA (together
+`all`), FLYP, or FineTune+<regulariser>; over a row of tasks also a trainer of prompts. What is
 complete is skipped, what was interrupted goes on from its last checkpoint when the same command
 runs again, and failures are reported at the end (exit code 1).
 """
@@ -73,8 +73,8 @@ HELP_SELECT = {
 # Of the protocols that tune end to end.
 HELP_FINETUNE = {
     "METHODS": "of forgetting: joined by commas (default: all)",
-    "PROBES": "datasets to probe, joined by commas (default: the ten of LDIFS; for bundled ones all "
-    "bundled ones); of continual: the held-out ones",
+    "PROBES": "datasets to probe, joined by commas (default: the ten of LDIFS; for bundled ones "
+    "those); of continual: the held-out ones",
     "LAMBDAS": "λ to choose from, joined by commas; one alone is taken as it is; grid: those of "
     "configs/finetune (default of forgetting); default: the one there (default of the others)",
     "ALPHAS": "α of WiSE-FT in the same way",

@@ -6,6 +6,7 @@ which there are.
 
 from __future__ import annotations
 
+import functools
 import os
 import os.path as osp
 from dataclasses import dataclass
@@ -88,8 +89,7 @@ class Project:
         return self._defaults()["epochs"].get(dataset)
 
     def _defaults(self) -> dict:
-        with open(self._path("defaults.yaml"), encoding="utf-8") as file:
-            return yaml.safe_load(file)
+        return _read(self._path("defaults.yaml"))
 
     def trainer_config(self, name: str, cfg: str) -> str:
         """Path of ``configs/trainers/<host>/<cfg>.yaml``.
@@ -185,11 +185,21 @@ class Project:
         return self._dataset(dataset).get("NAME") or ""
 
     def _dataset(self, dataset: str) -> dict:
-        with open(self.dataset_config(dataset), encoding="utf-8") as file:
-            return (yaml.safe_load(file) or {}).get("DATASET") or {}
+        return _read(self.dataset_config(dataset)).get("DATASET") or {}
 
     def _path(self, *parts: str) -> str:
         return osp.join(self.root, "configs", *parts)
+
+
+def _read(path: str) -> dict:
+    """The content of a YAML file, which is nobody's to change."""
+    return _read_version(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_version(path: str, stamp: int) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return yaml.safe_load(file) or {}
 
 
 def _folders(path: str) -> list[str]:

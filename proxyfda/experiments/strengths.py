@@ -1,8 +1,8 @@
 """How strongly a method of tuning end to end holds back, and the rule by which that is chosen.
 
-The strength is λ for a method with a regulariser and α, the share of the tuned weights, for WiSE-FT;
-other methods have none. All are chosen by one rule, on validation images alone, for every tuned
-dataset by itself:
+The strength is λ for a method with a regulariser and α, the share of the tuned weights, for
+WiSE-FT; other methods have none. All are chosen by one rule, on validation images alone, for every
+tuned dataset by itself:
 
     Of the values whose validation accuracy on the tuned dataset is within one point of the plain
     fine-tuning's, or above it, the one that forgets least. If none is, the most accurate one.
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import yaml
 
 from proxyfda.experiments.project import Project
-from proxyfda.integrations.dassl_options import NODE
 from proxyfda.names import NONE, WISE_FT, split_run_name
 from proxyfda.utils.errors import BadValue, NotFound
 
