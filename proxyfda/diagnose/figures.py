@@ -115,11 +115,11 @@ def neighbour_figure(
     chosen = _one_of_each(comparison.kept, sample.labels, queries)
     near = [_nearest(encoded.features, shown) for encoded in (frozen, tuned)]
     shown = near[0].shape[1]
-    figure = Figure(figsize=(1.05 * (2 * shown + 2), 1.35 * len(chosen) + 0.6))
+    figure = Figure(figsize=(1.05 * (2 * shown + 2), 1.35 * len(chosen) + 0.75))
     widths = [1, 0.25, *([1] * shown), 0.25, *([1] * shown)]
     grid = figure.add_gridspec(
         len(chosen), len(widths), width_ratios=widths, left=0.01, right=0.99, bottom=0.06,
-        top=1 - 0.5 / figure.get_figheight(), hspace=0.45, wspace=0.08,
+        top=1 - 0.65 / figure.get_figheight(), hspace=0.45, wspace=0.08,
     )  # fmt: skip
     for row, query in enumerate(chosen):
         columns = [(0, query, "query" if row == 0 else "")]
@@ -144,7 +144,8 @@ def neighbour_figure(
                 axes.set_title(heading, fontsize=9)
             for spine in axes.spines.values():
                 spine.set_linewidth(2.5 if place in both else 0.5)
-    figure.suptitle(f"{title} (thick frame: neighbour in both)", fontsize=10, x=0.5)
+    note = "thick frame: neighbour in both; bold: another class than the query's"
+    figure.suptitle(f"{title} ({note})", fontsize=10)
     return figure
 
 
@@ -189,7 +190,7 @@ def class_figure(sample: Sample, comparisons: dict[str, Comparison]) -> Figure:
             hatch=style["hatch"], edgecolor="white" if style["hatch"] else "black", linewidth=0.6,
         )  # fmt: skip
     axes.set_yticks(range(len(labels)), [sample.classnames[label] for label in labels], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set(xlim=(0, 1), xlabel="share of neighbours kept", title=sample.name)
     figure.legend(loc="outside lower center", ncols=min(3, len(means)), frameon=False, fontsize=9)
     return figure

@@ -52,6 +52,9 @@ def measure_runs(
         NotFound: the output does not exist.
     """
     runs = [r for r in read_probes(output) if r.record.protocol == "finetune" and r.split == split]
+    for run in runs:
+        if not run.probes:
+            say(f"left out {run.record.folder}: {run.record.fault}")
     runs = [r for r in runs if r.probes]
     groups, _ = by_backbone(runs)
     found: list[dict] = []

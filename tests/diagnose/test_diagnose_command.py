@@ -1,0 +1,159 @@
+"""The commands on a few rendered images and checkpoints that were made by hand."""
+
+import csv
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import yaml
+
+from proxyfda.diagnose.command import main
+from proxyfda.diagnose.encoders import load_encoder
+from proxyfda.diagnose.samples import encode, read_sample
+from proxyfda.experiments import layout
+from proxyfda.utils.errors import UserError
+from proxyfda.utils.files import write_json
+
+pytest.importorskip("ot")
+ROOT = Path(__file__).resolve().parents[2]
+FRUITS = "configs/datasets/bundled_fruits.yaml"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def make_run(folder, noise):
+    """A folder as a run leaves it, with the bundled encoder changed a little."""
+    folder.mkdir(parents=True)
+    backbone = load_encoder("ViT-Bundled=bundled")
+    stream = torch.Generator().manual_seed(1)
+    state = {
+        name: value + noise * value.std() * torch.randn(value.shape, generator=stream)
+        if value.dim() > 1
+        else value
+        for name, value in backbone.image_tower.state_dict().items()
+    }
+    (folder / "image_encoder").mkdir()
+    torch.save({"state_dict": state, "epoch": 1}, folder / "image_encoder" / "model.pth.tar-1")
+    (folder / "image_encoder" / "checkpoint").write_text("model.pth.tar-1\n")
+    config = {
+        "MODEL": {"BACKBONE": {"NAME": "ViT-Bundled", "WEIGHTS": "bundled"}},
+        "INPUT": {"SIZE": [32, 32]},
+        "TRAINER": {"NAME": "FineTune"},
+        "OPTIM": {"MAX_EPOCH": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """An output with three runs, tuned on scenes and probed on fruits."""
+    output = tmp_path_factory.mktemp("runs")
+    probe = {"zero_shot": None, "strength": 1e-4, "classes": 24, "images": 48}
+
+    def probed(folder, name, accuracy, alpha):
+        (output / folder).mkdir(parents=True)
+        probes = {
+            "bundled_fruits": {"linear_probe": accuracy, **probe},
+            "bundled_scenes": {"linear_probe": 50.0, **probe},
+        }
+        content = {"accuracy": accuracy, "probes": probes, "alpha": alpha, "name": name}
+        backbone = {"name": "ViT-Bundled", "weights": "bundled"}
+        write_json(
+            str(output / folder / layout.RESULT),
+            {**content, "split": "test", "trainer": name, "backbone": backbone},
+        )
+
+    probed(layout.pretrained("probe_test", "bundled"), "Pretrained", 80.0, 0.0)
+    for seed, noise in ((1, 0.05), (2, 0.2), (3, 0.4)):
+        place = ("bundled_scenes", "FineTune", "bundled", seed)
+        make_run(output / layout.finetune("train", *place), noise)
+        probed(layout.finetune("probe_test", *place), "FineTune", 80 - 100 * noise, 1.0)
+    return output
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_models_as_tables_and_figures(runs, bundled_data, tmp_path, capsys, monkeypatch):
+    drawn = {}  # files take longer than all the rest
+    monkeypatch.setattr(
+        "proxyfda.diagnose.command.save_figure",
+        lambda figure, stem: drawn.update({Path(stem).name: figure}),
+    )
+    tuned = [str(runs / layout.finetune("train", "bundled_scenes", "FineTune", "bundled", seed))
+             for seed in (1, 3)]  # fmt: skip
+    options = ["--root", str(bundled_data), "--out", str(tmp_path), "--images", "40", "--k", "4"]
+    assert main([*tuned, "--datasets", "bundled_fruits", *options]) == 0
+    first, second = rows_of(tmp_path / "diagnose.csv")
+    assert first["images"] == "40" and first["of"] == "48"
+    assert float(first["overlap"]) > float(second["overlap"])
+    assert 0 < float(first["l2_drift"]) < float(second["l2_drift"])
+    # The numbers are those of the images that the seed draws.
+    sample = read_sample(FRUITS, str(bundled_data), most=40)
+    from proxyfda.diagnostics import neighbour_overlap
+
+    before, after = (
+        encode(load_encoder(model), sample) for model in ("ViT-Bundled=bundled", tuned[0])
+    )
+    want = neighbour_overlap(before.features, after.features, 4)
+    assert float(first["overlap"]) == pytest.approx(want)
+    classes = [row for row in rows_of(tmp_path / "classes.csv") if row["model"] == first["model"]]
+    mean = sum(float(row["overlap"]) * int(row["images"]) for row in classes) / 40
+    assert mean == pytest.approx(want)
+    ends = ("layers", "pca", "classes", "neighbours1", "neighbours2")
+    assert drawn.keys() == {f"bundled_fruits_{end}" for end in ends}
+    (layers,) = drawn["bundled_fruits_layers"].axes
+    assert layers.lines[0].get_xdata().tolist() == [0, 1, 2, 3, 4]
+    assert len(drawn["bundled_fruits_neighbours1"].axes) == 6 * 11
+    assert len(drawn["bundled_fruits_pca"].axes) == 3
+    printed = capsys.readouterr().out
+    assert "naive (bundled_scenes, seed 3)" in printed and "40 of 48" in printed
+
+
+def test_measures_of_a_sweep_against_forgetting(runs, bundled_data, tmp_path, capsys):
+    options = ["--root", str(bundled_data), "--out", str(tmp_path), "--images", "40"]
+    assert main(["correlate", str(runs), *options]) == 0
+    points = rows_of(tmp_path / "runs.csv")
+    assert [float(point["delta"]) for point in points] == pytest.approx([-5, -20, -40])
+    assert {point["datasets"] for point in points} == {"1"}  # the tuned one is not among them
+    found = {row["measure"]: row for row in rows_of(tmp_path / "correlations.csv")}
+    assert found["L2 drift"]["spearman"].startswith("-1.00")
+    assert found["neighbours kept"]["spearman"].startswith("+1.00")
+    assert (tmp_path / "scatter.png").is_file()
+    assert "3 runs" in capsys.readouterr().out
+
+
+def test_images_are_prepared_as_the_backbone_says(bundled_data):
+    sample = read_sample(FRUITS, str(bundled_data), most=3)
+    backbone = load_encoder("ViT-Bundled=bundled")
+    (batch,) = sample.batches(backbone)
+    assert batch.shape == (3, 3, 32, 32)
+    red = torch.tensor(numpy.array(sample.image(0)))[..., 0].double().mean() / 255
+    assert batch[0, 0].mean().item() * backbone.image_std[0] + backbone.image_mean[0] == (
+        pytest.approx(red.item(), abs=1e-3)
+    )
+    assert next(sample.batches(backbone)) is batch  # the next encoder takes the same
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["nowhere", "--datasets", "bundled_fruits"], "'nowhere' is no model"),
+        (["ViT-Bundled=bundled", "--datasets", "bundled_fruits"], "--frozen is not given"),
+        (["ViT-Bundled=bundled", "--datasets", "bundled_nuts"], "no dataset 'bundled_nuts'"),
+        (["x", "--datasets", "bundled_fruits", "--entry", "nothing"], "no nothing.py"),
+        (["correlate", "nowhere"], "nowhere is no folder"),
+        (["correlate", "docs"], "docs has no run that was tuned end to end"),
+    ],
+    ids=["model", "frozen", "dataset", "entry", "folder", "empty"],
+)
+def test_bad_input_is_one_sentence(words, message, bundled_data, tmp_path):
+    with pytest.raises(UserError, match=message):
+        main([*words, "--root", str(bundled_data), "--out", str(tmp_path)])
