@@ -10,6 +10,7 @@ from torch import Tensor
 
 from proxyfda.anchors.cache import cached_tensor, fingerprint
 from proxyfda.integrations.dassl_options import PluginOptions
+from proxyfda.names import NONE
 from proxyfda.sampling import ClassBalancedBatchSampler, class_similarity
 
 __all__ = ["BalancedBatches"]
@@ -120,6 +121,14 @@ class BalancedBatches:
             sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
         if self._balanced is not None:  # what was drawn before was no step's batch
             self._balanced.drawn = 0
+
+    def _notice_needless_batches(self, options: PluginOptions) -> None:
+        """Say that batches are asked for and nothing that they would be for."""
+        if options.m and options.enabled and not options.has_batches:
+            print(
+                f"TRAINER.PROXYFDA.M {options.m} has no effect without a regulariser; for the "
+                f"balanced batches alone set TRAINER.PROXYFDA.REGULARISER {NONE}"
+            )
 
     def _notice_unused_batches(self) -> None:
         """Say once, at the first step, if the batch comes from elsewhere than our sampler."""

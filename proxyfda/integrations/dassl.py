@@ -31,7 +31,7 @@ from proxyfda.integrations.class_texts import ClassesByTokens, ClassTexts
 from proxyfda.integrations.dassl_options import PluginOptions, extend_cfg
 from proxyfda.integrations.further import MixedImages, Words
 from proxyfda.integrations.spaces import ENCODERS, RegularisedSpaces
-from proxyfda.names import NONE, PREFIXES, split_run_name
+from proxyfda.names import PREFIXES, split_run_name
 from proxyfda.regularisers import L2SP, find
 from proxyfda.utils.errors import BadModel, BadType, BadValue, NotFinite, NotInstalled, Unusable
 from proxyfda.utils.files import write_atomically
@@ -171,11 +171,8 @@ class RegularisedTrainer(BalancedBatches):
         """Build the host, and what the options add to it."""
         options = self._options(self.cfg)  # type: ignore[attr-defined]
         if not (options.has_term or options.has_batches):
-            if options.m and options.enabled and not self.trained_regulariser:
-                print(
-                    f"TRAINER.PROXYFDA.M {options.m} has no effect without a regulariser; for the "
-                    f"balanced batches alone set TRAINER.PROXYFDA.REGULARISER {NONE}"
-                )
+            if not self.trained_regulariser:
+                self._notice_needless_batches(options)
             super().build_model()  # type: ignore[misc]
             return
         with watch_embeddings() as embeddings:

@@ -1,4 +1,4 @@
-"""For the tests of tuning end to end: trainers on the tiny CLIP, batches, and formulas in float64."""
+"""For the tests of tuning end to end: trainers on the tiny CLIP, batches, formulas in float64."""
 
 import copy
 

@@ -386,6 +386,7 @@ def test_they_regularise_by_themselves_and_have_the_paper_s_forms():
         for name in (host, f"FDA{host}", f"ProxyFDA{host}"):
             trainer = TRAINER_REGISTRY.get(name)
             assert not issubclass(trainer, RegularisedTrainer)
-            assert trainer.trained_regulariser == {"": "", "FDA": "fda", "ProxyFDA": "proxy_fda"}[
-                name[: -len(host)]
-            ]
+            assert (
+                trainer.trained_regulariser
+                == {"": "", "FDA": "fda", "ProxyFDA": "proxy_fda"}[name[: -len(host)]]
+            )

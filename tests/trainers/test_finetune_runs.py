@@ -1,5 +1,5 @@
-"""Whole runs of tuning end to end: interrupted, from an earlier encoder, with kept anchors; and what
-is refused."""
+"""Whole runs of tuning end to end: interrupted, from an earlier encoder, with kept anchors; and
+what is refused."""
 
 import copy
 import shutil

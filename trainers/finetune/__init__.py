@@ -7,9 +7,6 @@ given to the plugin.
 """
 
 from trainers.finetune.flyp import FLYP
-from trainers.finetune.trainer import LPFT, FineTune, register_forms
-
-for _host in (FineTune, LPFT, FLYP):
-    register_forms(_host)
+from trainers.finetune.trainer import LPFT, FineTune
 
 __all__ = ["FLYP", "LPFT", "FineTune"]

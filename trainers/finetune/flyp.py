@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyfda.backbones.clip import StateCache
-from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.utils.errors import BadModel
 from trainers.base import unit
 from trainers.finetune.head import Classifier, class_texts, dataset_templates, zero_shot_weights
 from trainers.finetune.start import load_part
-from trainers.finetune.trainer import FineTune
+from trainers.finetune.trainer import FineTune, register_with_forms
 
 __all__ = ["FLYP", "contrastive_loss"]
 
@@ -61,7 +60,7 @@ class ZeroShotHead(nn.Module):
         return unit(features) @ weights.t()
 
 
-@TRAINER_REGISTRY.register()
+@register_with_forms
 class FLYP(FineTune):
     """Tunes image tower, text tower and logit scale like CLIP was pre-trained, on the images of a
     batch and the texts of their classes in the dataset's template (one of several at random);

@@ -31,7 +31,7 @@ from trainers.finetune.head import Classifier, Head, dataset_templates, zero_sho
 from trainers.finetune.schedule import build_schedule, warmup_of
 from trainers.finetune.start import check_start, load_part
 
-__all__ = ["LPFT", "FineTune", "register_forms"]
+__all__ = ["LPFT", "FineTune", "register_with_forms"]
 
 HEADS = ("zero_shot", "probe", "random")
 ANCHORS = ("pretrained", "previous")
@@ -40,7 +40,21 @@ _WITHOUT_EFFECT = {"words": 32, "vocabulary": "", "mixed": 0, "text_classes": ""
 _DETERMINISTIC = ("normalize", "center_crop")
 
 
-@TRAINER_REGISTRY.register()
+def register_with_forms(host: type) -> type:
+    """Register a trainer, and ``FDA<Host>`` and ``ProxyFDA<Host>``, which train with the paper's
+    regularisers."""
+    TRAINER_REGISTRY.register()(host)
+    for prefix, regulariser in PREFIXES.items():
+        members = {
+            "trained_regulariser": regulariser,
+            "__doc__": f":class:`{host.__name__}` with {prefix}.",
+            "__module__": host.__module__,
+        }
+        TRAINER_REGISTRY.register()(type(prefix + host.__name__, (host,), members))
+    return host
+
+
+@register_with_forms
 class FineTune(BalancedBatches, ConfiguredTrainer):
     """Tunes an image encoder and a linear head end to end; options under ``TRAINER.FINETUNE``.
 
@@ -217,6 +231,7 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
             self._anchor(plugin)
         if plugin.has_term or plugin.has_batches:
             self._plugin = plugin
+        self._notice_needless_batches(plugin)
         if plugin.has_batches:
             self._replace_batches(plugin)
         if self.cfg.MODEL.BACKBONE.GRAD_CHECKPOINTING:
@@ -447,7 +462,7 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
             )
 
 
-@TRAINER_REGISTRY.register()
+@register_with_forms
 class LPFT(FineTune):
     """LP-FT: a linear probe first, then everything is tuned from there.
 
@@ -460,17 +475,6 @@ class LPFT(FineTune):
     @property
     def head_start(self):
         return "probe"
-
-
-def register_forms(host: type) -> None:
-    """Register ``FDA<Host>`` and ``ProxyFDA<Host>``, which train with the paper's regularisers."""
-    for prefix, regulariser in PREFIXES.items():
-        members = {
-            "trained_regulariser": regulariser,
-            "__doc__": f":class:`{host.__name__}` with {prefix}.",
-            "__module__": host.__module__,
-        }
-        TRAINER_REGISTRY.register()(type(prefix + host.__name__, (host,), members))
 
 
 def _has_gradient(optimiser: torch.optim.Optimizer) -> bool:
