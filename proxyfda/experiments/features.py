@@ -235,16 +235,14 @@ def images_digest(items: Sequence[Any]) -> str:
     """A text that differs where the images of a dataset's items differ, or their order."""
     digest = hashlib.sha256()
     for item in items:
-        try:
-            found = os.stat(item.impath)
-            words = [os.path.abspath(item.impath), str(found.st_size), str(found.st_mtime_ns)]
-            digest.update(_joined(words))
-        except OSError:
-            if not hasattr(item, "read"):
-                raise
+        if hasattr(item, "read"):  # its path is only a name
             image = item.read()
             digest.update(_joined([image.mode, str(image.size)]))
             digest.update(image.tobytes())
+        else:
+            found = os.stat(item.impath)
+            words = [os.path.abspath(item.impath), str(found.st_size), str(found.st_mtime_ns)]
+            digest.update(_joined(words))
     return digest.hexdigest()
 
 

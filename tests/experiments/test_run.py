@@ -226,7 +226,7 @@ def test_wrong_options_are_reported_in_one_sentence(run, tmp_path, trainer, word
         (("--eval-only",), "--eval-only of CoOp needs --model-dir"),
         (("--eval-only", "--model-dir", "nowhere"), "--model-dir nowhere does not exist"),
         (("--eval-only", "--model-dir", "{out}"), "--output-dir and --model-dir are both"),
-        (("--model-dir", "{out}"), "is for --eval-only; to go on from a checkpoint"),
+        (("--model-dir", "{out}"), "is for --eval-only and --probe; to go on from a checkpoint"),
     ],
     ids=["none", "missing", "the output folder", "in training"],
 )
