@@ -17,6 +17,9 @@ How numbers are made:
 * average: mean over datasets seed by seed, then as above, so its H is that of the averages and its
   ± is over the per-seed averages. It takes only datasets on which every row has results, and for
   each row only seeds complete on all of these; what is left out is named below the table.
+* Probes of encoders that were tuned end to end (``finetune``), and rows of tasks (``continual``),
+  have tables of their own: :mod:`proxyfda.results.forgetting` and
+  :mod:`proxyfda.results.continual` say how their numbers are made.
 * A row is a trainer with a config. Configs of a trainer that nowhere meet make one row, since CoOp
   trains less long on ImageNet; the table says so, and it says where runs of one config differ.
 """

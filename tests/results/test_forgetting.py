@@ -1,4 +1,4 @@
-"""Forgetting by tuning end to end: numbers against naive ones, what is missing, what is published."""
+"""Forgetting by tuning end to end: numbers against plain loops, what lacks, what is published."""
 
 import csv
 import io
