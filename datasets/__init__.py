@@ -9,9 +9,9 @@ from importlib.util import find_spec
 
 from datasets.folder import ImageFolder
 from datasets.split import SplitDataset
-from proxyfda.benchmarks import TITLES
+from proxyfda.benchmarks import BENCHMARKS, FINETUNE, SHIFTED
 
-for _module in TITLES:
+for _module in (*BENCHMARKS, *SHIFTED, *FINETUNE):
     import_module(f"datasets.{_module}")
 if find_spec("datasets.bundled") is not None:
     import datasets.bundled  # noqa: F401  (registers the rendered datasets)

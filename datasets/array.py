@@ -16,8 +16,8 @@ class ArrayDataset(SplitDataset):
 
     Nothing is downloaded. The images stay in memory as torchvision keeps them (bytes: 184 MB for
     CIFAR, 55 MB for MNIST, 305 MB for SVHN) and an item reads its own from there, see
-    :class:`~datasets.entry.ArrayDatum`; ``impath`` is ``<dataset folder>/<train or test>/<number>``,
-    which is a name and no file.
+    :class:`~datasets.entry.ArrayDatum`; ``impath`` is ``<dataset folder>/<train or test>/<number>``
+    and names no file.
 
     Train and val are the official training images cut as LDIFS cuts them (:mod:`datasets.ldifs`),
     test are the official test images; there is no other split.

@@ -70,8 +70,8 @@ class FewShotCache:
     Where there is no such file, upstream's ``shot_{K}-seed_{SEED}.pkl`` is taken if it fits.
 
     With ``held_out`` training images serve as validation images, so that other lists are drawn
-    from; these choices have files of their own, ``shot_{K}-seed_{SEED}-held_out.json``. So have those
-    from another ``split`` than the usual one (``-ldifs``).
+    from; these choices have files of their own, ``shot_{K}-seed_{SEED}-held_out.json``. So
+    have those from another ``split`` than the usual one (``-ldifs``).
     """
 
     def __init__(self, folder, shots, seed, held_out=False, split=""):

@@ -86,9 +86,9 @@ class SplitDataset(DatasetBase):
 
     Raises:
         FileNotFoundError: root, dataset folder, split file, image folder or images missing.
-        ValueError: malformed split file, invalid ``NUM_SHOTS``, ``SPLIT`` or ``SUBSAMPLE_CLASSES``, a
-            split of LDIFS's that it has not, or a part
-            of the base classes where there are too few, or nothing to choose settings on.
+        ValueError: malformed split file, invalid ``NUM_SHOTS``, ``SPLIT`` or ``SUBSAMPLE_CLASSES``,
+            a split of LDIFS's that it has not, or a part of the base classes where there are too
+            few, or nothing to choose settings on.
     """
 
     dataset_dir = ""

@@ -11,12 +11,16 @@ import pytest
 from dataset_trees import BENCHMARKS, IMAGENET_TEST_SETS, files_below, make_tree
 from PIL import Image
 
+from datasets.bundled import BUNDLED
 from datasets.check import examine, main, registered_readers, resolve
 from datasets.entry import Counts, Entry
+from proxyfda.benchmarks import BENCHMARKS as THEIRS
+from proxyfda.benchmarks import BUNDLED_TASKS, FINETUNE, TITLES
 from proxyfda.dassl import DATASET_REGISTRY, DataManager, ImageError, get_cfg_default
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = BENCHMARKS + IMAGENET_TEST_SETS
+FINETUNE_ALONE = tuple(TITLES[name] for name in FINETUNE if name not in THEIRS)
 # Of make_tree(per_class=10): what a complete dataset is taken to be here.
 TREE = {
     "ImageNet": (7, 70, 0, 35),
@@ -300,7 +304,7 @@ class TestThePage:
     text = (ROOT / "docs" / "DATASETS.md").read_text()
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if "|" in line]
 
-    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("name", [*ALL, *FINETUNE_ALONE])
     def test_has_what_the_declaration_says(self, name):
         reader = DATASET_REGISTRY.get(name)
         module = reader.__module__.rpartition(".")[2]
@@ -314,9 +318,15 @@ class TestThePage:
         if reader.split_file:
             assert [f"`{reader.split_file}`", f"`{reader.split_sha256}`"] in self.rows
 
+    @pytest.mark.parametrize("name", BUNDLED_TASKS)
+    def test_has_the_numbers_of_the_bundled_ones(self, name):
+        told = [f"{number:,}" for number in BUNDLED[name].expected]
+        (line,) = [row for row in self.rows if row[0] == f"`{name}`"]
+        assert line[2:] == told
+
     def test_has_no_other_datasets(self):
         listed = {row[0].partition(", ")[2] for row in self.rows if row[0].startswith("`")}
-        assert listed - {""} == set(ALL)
+        assert listed - {""} == {*ALL, *FINETUNE_ALONE}
 
     def test_names_the_mirror_and_the_bundled_datasets(self):
         for word in (
