@@ -149,7 +149,7 @@ def tunes_end_to_end(name: str) -> bool:
     >>> tunes_end_to_end("FDAFineTune"), tunes_end_to_end("Pretrained"), tunes_end_to_end("CoOp")
     (True, True, False)
     """
-    hosts = {split_run_name(run)[0] for run in METHODS.values()}
+    hosts = {split_run_name(method)[0] for method in METHODS.values()}
     return split_run_name(name)[0] in {PRETRAINED, *hosts}
 
 
