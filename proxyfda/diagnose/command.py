@@ -212,10 +212,9 @@ def _correlate(args: argparse.Namespace) -> int:
     text = tabulate(rows, headers=headers, disable_numparse=True)
     print(text)
     print(
-        f"{len(points)} runs, of which the bootstrap draws {len(set(groups))} groups (method and tuned "
-        f"dataset); "
-        f"95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at most "
-        f"{args.images} of a dataset, K = {args.k}"
+        f"{len(points)} runs, of which the bootstrap draws {len(set(groups))} groups (method and "
+        f"tuned dataset); 95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at "
+        f"most {args.images} of a dataset, K = {args.k}"
     )
     if len(set(groups)) < _FEW:
         print(f"With fewer than {_FEW} groups the intervals say little")
