@@ -18,7 +18,7 @@ from proxyfda.diagnose.comparison import MEASURES, Comparison, compare
 from proxyfda.diagnose.correlation import correlate
 from proxyfda.diagnose.encoders import load_encoder, pretrained_of
 from proxyfda.diagnose.samples import SPLITS, Encoded, Sample, encode, read_sample
-from proxyfda.diagnose.sweep import measure_runs
+from proxyfda.diagnose.sweep import SWEPT, measure_runs
 from proxyfda.experiments import layout
 from proxyfda.experiments.project import Project
 from proxyfda.names import method_title
@@ -26,6 +26,7 @@ from proxyfda.results.drawing import save_figure
 from proxyfda.utils.errors import BadValue, NotFound
 
 CORRELATE = "correlate"
+_FEW = 8
 _EPILOG = f"""
 Measures are on features of length 1 of images that are drawn by --seed: the share of the K nearest
 neighbours that are kept, debiased linear CKA, the mean distance to where features were, and OTDD
@@ -192,8 +193,10 @@ def _correlate(args: argparse.Namespace) -> int:
     rows, notes = [], {}
     delta = [one["delta"] for one in points]
     # Seeds of one method on one dataset are alike, and are drawn together.
-    groups = [(one["dataset"], one["name"]) for one in points]
-    for measure, title in MEASURES.items():
+    groups: list[object] = [(one["dataset"], one["name"]) for one in points]
+    if len(set(groups)) < 3:
+        groups = list(range(len(points)))
+    for measure, title in SWEPT.items():
         try:
             found = correlate([one[measure] for one in points], delta, groups, seed=args.seed)
         except BadValue as error:
@@ -209,14 +212,16 @@ def _correlate(args: argparse.Namespace) -> int:
     text = tabulate(rows, headers=headers, disable_numparse=True)
     print(text)
     print(
-        f"{len(points)} runs, {len(set(groups))} methods on datasets, which the bootstrap draws; "
-        f"95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at most "
-        f"{args.images} of a dataset, K = {args.k}"
+        f"{len(points)} runs, of which the bootstrap draws {len(set(groups))} groups (method and "
+        f"tuned dataset); 95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at "
+        f"most {args.images} of a dataset, K = {args.k}"
     )
+    if len(set(groups)) < _FEW:
+        print(f"With fewer than {_FEW} groups the intervals say little")
     keys = ["measure", "pearson", "spearman"]
     _write_csv(osp.join(out, "correlations.csv"), [dict(zip(keys, row)) for row in rows])
     names = {one["name"]: method_title(one["name"]) for one in points}
-    save_figure(figures.scatter_figure(points, MEASURES, names, notes), osp.join(out, "scatter"))
+    save_figure(figures.scatter_figure(points, SWEPT, names, notes), osp.join(out, "scatter"))
     print(f"wrote {out}")
     return 0
 

@@ -56,6 +56,11 @@ class Comparison:
     moved: Tensor
     layers: dict[int, float]
 
+    @property
+    def otdd_beyond(self) -> float:
+        """OTDD beyond what different images alone make."""
+        return self.otdd - self.otdd_before
+
 
 def compare(
     name: str, frozen: Encoded, tuned: Encoded, labels: Tensor, *, k: int = 8, seed: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from proxyfda.diagnose.comparison import Comparison
@@ -219,6 +220,7 @@ def scatter_figure(
             )  # fmt: skip
         axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xlabel(title)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(notes[measure], fontsize=8)
     panels[0].set_ylabel("Δ_LP (points)")
     handles = [handle_of(names[name], style) for name, style in styles.items()]

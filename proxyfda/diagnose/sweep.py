@@ -16,7 +16,11 @@ from proxyfda.results.forgetting import changes
 from proxyfda.results.probes import ProbedRun, by_backbone, read_probes, reference_of
 from proxyfda.utils.errors import BadValue
 
-__all__ = ["measure_runs"]
+__all__ = ["SWEPT", "measure_runs"]
+
+SWEPT = {**MEASURES, "otdd_beyond": "OTDD beyond frozen"}
+"""Measures of a run -> what tables call them. Runs that were tuned on different datasets are
+measured on different ones, and so the OTDD of their frozen halves differs."""
 
 
 def measure_runs(
@@ -96,10 +100,10 @@ def measure_runs(
                 "datasets": len(others),
                 "delta": changes(run.probes, reference.probes, others)["delta"],
             }
-            for measure in MEASURES:
+            for measure in SWEPT:
                 point[measure] = statistics.fmean(getattr(row, measure) for row in rows)
             found.append(point)
-            values = ", ".join(f"{MEASURES[m]} {point[m]:.3f}" for m in MEASURES)
+            values = ", ".join(f"{SWEPT[m]} {point[m]:.3f}" for m in SWEPT)
             say(f"{run.record.folder}: Δ_LP {point['delta']:+.2f}, {values}")
     if not found:
         raise BadValue(

@@ -34,6 +34,8 @@ def test_measures_are_those_of_the_functions_on_unit_features():
     one, other = halves(24, 5)
     want = otdd(before[one], LABELS[one], after[other], LABELS[other])
     assert found.otdd == pytest.approx(want)
+    frozen_want = otdd(before[one], LABELS[one], before[other], LABELS[other])
+    assert found.otdd_beyond == pytest.approx(want - frozen_want)
     probe = fit_linear_probe(after[one], LABELS[one], classes=3)
     assert found.linear_probe == pytest.approx(100 * probe.accuracy(after[other], LABELS[other]))
     right = (after @ tuned.texts.t()).argmax(1) == LABELS
