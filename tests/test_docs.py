@@ -44,7 +44,7 @@ def test_relative_links_lead_somewhere(page):
 
 
 def test_the_readme_is_a_screen_and_a_half_and_leads_to_every_part():
-    assert len(README.splitlines()) <= 75
+    assert len(README.splitlines()) <= 90
     for page in ("attach", "drop-in", "benchmarks", "regularisers/index", "faq", "results"):
         assert f"docs/{page}.md" in README
     for script in re.findall(r"^bash (\S+)", README, re.M):
