@@ -16,10 +16,4 @@ for _module in pkgutil.iter_modules(__path__):
 
 _registered = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names())
 _ours = [trainer for trainer in _registered if trainer.__module__.startswith(f"{__name__}.")]
-register(
-    *(
-        trainer
-        for trainer in _ours
-        if getattr(trainer, "learns", True) and not getattr(trainer, "regularises_itself", False)
-    )
-)
+register(*(trainer for trainer in _ours if getattr(trainer, "learns", True)))

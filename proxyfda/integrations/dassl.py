@@ -700,7 +700,8 @@ def register(*hosts: type, **options: Any) -> List[str]:
 
     Args:
         hosts: trainer classes; without any, all that are registered now except Dassl's own, which
-            have no CLIP.
+            have no CLIP. One that says ``regularises_itself = True``, since it reads
+            ``TRAINER.PROXYFDA`` and adds the term to its own loss, is left alone.
         options: see :func:`make_trainer`.
 
     Returns:
@@ -713,7 +714,7 @@ def register(*hosts: type, **options: Any) -> List[str]:
         hosts = tuple(host for host in hosts if host.__module__.split(".")[0] != "dassl")
     added = []
     for host in hosts:
-        if issubclass(host, RegularisedTrainer):
+        if issubclass(host, RegularisedTrainer) or getattr(host, "regularises_itself", False):
             continue
         for regulariser in _PREFIXES:
             trainer = make_trainer(host, regulariser, **options)
