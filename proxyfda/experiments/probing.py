@@ -263,8 +263,14 @@ def _name(place: layout.Place | None, tuned: TunedRun | None, cfg: CfgNode, alph
 
 
 def _config_of(args: argparse.Namespace, path: str) -> CfgNode:
-    """The run's config for another dataset."""
-    return load_config(argparse.Namespace(**{**vars(args), "dataset_config_file": path}))
+    """The run's config for another dataset; one that says where it lies is read there."""
+
+    def read(root: str) -> CfgNode:
+        flags = {**vars(args), "dataset_config_file": path, "root": root}
+        return load_config(argparse.Namespace(**flags))
+
+    own = read("")
+    return own if own.DATASET.ROOT else read(args.root)
 
 
 def _with_preprocessing(cfg: CfgNode, backbone: ImageBackbone) -> CfgNode:

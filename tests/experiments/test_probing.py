@@ -146,6 +146,16 @@ def test_the_result_has_a_probe_of_each_dataset_and_a_second_run_encodes_nothing
     assert "held out" not in (folder / "seed2" / "log.txt").read_text()
 
 
+def test_a_dataset_that_says_where_it_lies_is_read_there_beside_others(probe, images, tmp_path):
+    path = tmp_path / "birds.yaml"
+    path.write_text(f"DATASET: {{NAME: ImageFolder, ROOT: {images}}}\n")
+    result = probe(tmp_path / "out", files=f"{path},{dataset_file(NAMES[0])}")
+    assert {name: found["images"] for name, found in result["probes"].items()} == {
+        "birds": 24,
+        "bundled_fruits": 24,
+    }
+
+
 def test_zero_shot_is_that_of_the_trainer_without_training(probe, root, config, tmp_path):
     if not load_backbone("ViT-Bundled", "bundled").has_texts:
         pytest.fail("the bundled CLIP has no texts")

@@ -152,29 +152,30 @@ def test_the_choice_is_an_overlay_and_a_table(forgetting, tmp_path):
     assert "--alpha 0.5" in (folder / "choice.yaml").read_text()
 
 
-def test_the_choice_may_be_by_several_seeds(forgetting, tmp_path):
-    assert forgetting("--select-seeds", "1,2") == 0
+def test_the_choice_may_be_by_several_seeds(forgetting, datasets, tmp_path):
+    assert forgetting("--select-seeds", "1,2", "--datasets", datasets[0]) == 0
     folder = tmp_path / "out" / layout.finetune_choice("ants", "FDAFineTune", "bundled")
     text = (folder / "choice.yaml").read_text()
     assert "over seeds 1, 2" in text and "Δ_LP -0.98" in text  # the mean of 0.01 and 0.02
 
 
-def test_the_same_command_goes_on_and_runs_nothing_twice(forgetting, made_up, tmp_path):
+def test_the_same_command_goes_on_and_runs_nothing_twice(forgetting, made_up, datasets, tmp_path):
+    words = ["--datasets", datasets[0]]
+
     def stop(folder):
-        if len(made_up.ran) == 20:
+        if len(made_up.ran) == 10:
             raise KeyboardInterrupt
 
     made_up.stop = stop
     with pytest.raises(KeyboardInterrupt):
-        forgetting()
+        forgetting(*words)
     made_up.stop = lambda folder: None
-    assert forgetting() == 0
+    assert forgetting(*words) == 0
     second = len(made_up.ran)
-    expected = results(tmp_path / "out")
-    assert len(expected) == 19 + second and forgetting() == 0 and not made_up.ran
+    assert len(results(tmp_path / "out")) == 9 + second
     lost = tmp_path / "out" / "finetune/probe_val/ants/FDAFineTune/bundled-weight_3/seed1"
     (lost / "result.json").unlink()
-    assert forgetting() == 0 and made_up.ran == [str(lost)]
+    assert forgetting(*words) == 0 and made_up.ran == [str(lost)]
 
 
 def test_without_a_choice_the_others_go_on(forgetting, made_up, tmp_path, capsys):
@@ -307,3 +308,49 @@ def test_mistakes_are_one_sentence_before_anything_runs(tmp_path, words, message
 def test_data_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match="DATA=/path/to/datasets"):
         run.main(["finetune", "FDA", "bundled", "1", "--probes", "dtd,eurosat", "--dry-run"])
+
+
+# -- with the real thing --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(datasets, options, tmp_path):
+    """Call run.py on the three datasets with the tiny CLIP; gives its exit code."""
+
+    def call(*words):
+        where = ["--output", str(tmp_path / "out"), "--data", str(tmp_path), "--cfg", "bundled"]
+        where += ["--probes", ",".join(datasets)]
+        return run.main([*words, *options, "MODEL.BACKBONE.NAME", "ViT-B/16", *where])
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_tuned_encoder_is_probed_and_found_again(tiny, datasets, tmp_path, capfd, monkeypatch):
+    words = ["finetune", "FDA,WiSE-FT", datasets[0], "1"]
+    assert tiny(*words) == 0
+    found = results(tmp_path / "out")
+    assert len(found) == 5
+    wise = found["finetune/probe_test/ants/WiSEFT/bundled-alpha_0.5/seed1"]
+    fda = found["finetune/probe_test/ants/FDAFineTune/bundled-weight_1/seed1"]
+    assert (wise["alpha"], fda["alpha"], fda["regulariser"]["weight"]) == (0.5, 1.0, 1.0)
+    assert set(fda["probes"]) == set(wise["probes"]) == set(NAMES)
+    assert fda["accuracy"] == fda["probes"]["ants"]["linear_probe"]
+    assert "Δ_LP" in capfd.readouterr().out
+    monkeypatch.setattr(train, "main", lambda args: pytest.fail("run again"))
+    assert tiny(*words) == 0
+
+
+@pytest.mark.slow
+def test_tasks_in_a_row_and_prompts_over_them_run(tiny, datasets, tmp_path):
+    row = ",".join(datasets[:2])
+    assert tiny("continual", "L2SP", row, "1", "--anchor", "previous") == 0
+    assert tiny("continual", "CoOp", row, "1", "--shots", "1") == 0
+    found = results(tmp_path / "out")
+    tail = "ants+bees/task2/FineTune+l2sp/bundled-weight_0.5-previous/seed1"
+    assert set(found[f"continual/probe_test/{tail}"]["probes"]) == set(NAMES)
+    folder = tmp_path / "out/continual/train/ants+bees/task2/CoOp/bundled_1shots/seed1"
+    said = (folder / "log.txt").read_text()
+    assert "Initial values from" in said and "task1/CoOp/bundled_1shots/seed1/prompt_lea" in said
+    tests = [name for name in found if name.startswith("continual/test/")]
+    assert len(tests) == 3 * 3  # before, and after each of two tasks, on three datasets
