@@ -210,7 +210,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, source: str) -> dict[str, Any]:
     features = None
     probes, readers = {}, {}
     for name, path in files(args).items():
-        one = _with_preprocessing(_config_of(args, path), backbone)
+        one = _with_preprocessing(_config_of(args, path, tuned), backbone)
         features = features or _features(backbone, one, _cache(cfg))
         dataset = build_dataset(one)
         _check_dataset(name, dataset)
@@ -262,11 +262,16 @@ def _name(place: layout.Place | None, tuned: TunedRun | None, cfg: CfgNode, alph
     return WISE_FT if alpha != 1 else run_name(cfg.TRAINER.NAME, cfg.TRAINER.PROXYFDA.REGULARISER)
 
 
-def _config_of(args: argparse.Namespace, path: str) -> CfgNode:
+def _config_of(args: argparse.Namespace, path: str, tuned: TunedRun | None) -> CfgNode:
     """The run's config for another dataset; one that says where it lies is read there."""
+    opts = list(args.opts)
+    if tuned is not None and not args.config_file:
+        # Without a config the images are read by as many workers as in the training.
+        workers = tuned.config.get("DATALOADER", {}).get("NUM_WORKERS")
+        opts = [*([] if workers is None else ["DATALOADER.NUM_WORKERS", str(workers)]), *opts]
 
     def read(root: str) -> CfgNode:
-        flags = {**vars(args), "dataset_config_file": path, "root": root}
+        flags = {**vars(args), "dataset_config_file": path, "root": root, "opts": opts}
         return load_config(argparse.Namespace(**flags))
 
     own = read("")

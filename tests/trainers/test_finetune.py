@@ -8,6 +8,7 @@ import torch
 from naive import with_unit_columns
 
 import trainers.finetune.trainer as finetune
+from proxyfda.backbones.zero_shot import class_texts
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.neighbours import NeighbourGraph
 from proxyfda.utils.errors import NotFinite
@@ -22,7 +23,7 @@ from tests.trainers.finetune_tools import (
     tuned,
 )
 from trainers.finetune.flyp import contrastive_loss
-from trainers.finetune.head import Head, class_texts
+from trainers.finetune.head import Head
 from trainers.finetune.schedule import factor, warmup_of
 
 IMAGES, LABELS = BATCH["img"].double(), BATCH["label"]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyfda.backbones.clip import StateCache
+from proxyfda.backbones.zero_shot import class_texts, templates_of, zero_shot_weights
 from proxyfda.utils.errors import BadModel
 from trainers.base import unit
-from trainers.finetune.head import Classifier, class_texts, dataset_templates, zero_shot_weights
+from trainers.finetune.head import Classifier
 from trainers.finetune.start import load_part
 from trainers.finetune.trainer import FineTune, register_with_forms
 
@@ -57,7 +58,7 @@ class ZeroShotHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         backbone, *_ = self._parts
         weights = self._cache.get(backbone.text_tower, lambda: zero_shot_weights(*self._parts))
-        return unit(features) @ weights.t()
+        return backbone.logit_scale.exp() * unit(features) @ weights.t()
 
 
 @register_with_forms
@@ -84,7 +85,7 @@ class FLYP(FineTune):
         backbone, dataset = self.backbone, self.dm.dataset
         backbone.text_tower.requires_grad_(True)
         self._scale = LogitScale(backbone.logit_scale).to(self.device)
-        self._templates = dataset_templates(dataset)
+        self._templates = templates_of(dataset)
         head = ZeroShotHead(backbone, dataset.classnames, self._templates)
         self.model = Classifier(backbone, head)
         return {

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from proxyfda.anchors import cached_tensor, fingerprint
 from proxyfda.backbones import ImageBackbone, load_backbone
 from proxyfda.backbones.clip import resolve_precision
+from proxyfda.backbones.zero_shot import templates_of, zero_shot_weights
 from proxyfda.dassl import (
     TRAINER_REGISTRY,
     build_optimizer,
@@ -19,6 +20,7 @@ from proxyfda.dassl import (
     find_checkpoint,
     load_checkpoint,
 )
+from proxyfda.diagnostics import choose_linear_probe, fit_linear_probe
 from proxyfda.integrations.balanced_batches import BalancedBatches
 from proxyfda.integrations.dassl_options import PluginOptions
 from proxyfda.names import PREFIXES
@@ -27,7 +29,7 @@ from proxyfda.utils.errors import BadValue
 from proxyfda.utils.suggest import did_you_mean
 from trainers.base import ConfiguredTrainer
 from trainers.finetune.anchored import Anchored, frozen_copy
-from trainers.finetune.head import Classifier, Head, dataset_templates, zero_shot_weights
+from trainers.finetune.head import Classifier, Head
 from trainers.finetune.schedule import build_schedule, warmup_of
 from trainers.finetune.start import check_start, load_part
 
@@ -279,8 +281,8 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
         if start == "zero_shot":
             classnames = self.dm.dataset.classnames
             with torch.no_grad():
-                templates = dataset_templates(self.dm.dataset)
-                self.head.start(zero_shot_weights(self.backbone, classnames, templates))
+                texts = zero_shot_weights(self.backbone, classnames, templates_of(self.dm.dataset))
+                self.head.start(self.backbone.logit_scale.exp() * texts)
         self.model = Classifier(self.backbone, self.head)
         return {"image_encoder": self.backbone.image_tower, "head": self.head}
 
@@ -304,8 +306,6 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
 
         Its strength is chosen on the validation images, where there are some.
         """
-        from proxyfda.diagnostics import choose_linear_probe, fit_linear_probe
-
         print("Fitting the linear probe that the head starts from")
         train = self._features_of(self._training_images())
         if self.val_loader is None:
