@@ -52,6 +52,10 @@ def test_every_host_has_configs_and_the_trainers_that_prefixes_name():
     hosts = {split_run_name(name)[0] for name in registered}
     hosts = {host for host in hosts if not names.is_zero_shot(host)}
     assert set(names.HOSTS) <= hosts
-    assert hosts == set(Project(str(Path(train.__file__).parent), entry="train").hosts)
+    hosts_of_prompts = {host for host in hosts if not names.tunes_end_to_end(host)}
+    project = Project(str(Path(train.__file__).parent), entry="train")
+    assert hosts_of_prompts == set(project.hosts)
+    for host in hosts - hosts_of_prompts:  # they share one folder
+        assert project.trainer_config(host, "vit_b32").endswith("FineTune/vit_b32.yaml")
     for host in hosts:
         assert {host, *(prefix + host for prefix in names.PREFIXES)} <= set(registered)
