@@ -110,11 +110,12 @@ def write_probes(root, path, probes, backbone=BACKBONE, **more):
     folder = Path(root, path)
     folder.mkdir(parents=True, exist_ok=True)
     name = folder.parents[1].name
+    rest = {"strength": 1e-4, "classes": 4, "images": 100}
     content = {
         "accuracy": 50.0, "name": name, "trainer": name, "split": "test", "alpha": 1.0,
         "seed": int(folder.name[4:]), "backbone": backbone,
         "probes": {
-            dataset: {"linear_probe": lp, "zero_shot": zs, "classes": 4, "images": 100}
+            dataset: {**rest, "linear_probe": lp, "zero_shot": zs}
             for dataset, (lp, zs) in probes.items()
         },
         **more,
