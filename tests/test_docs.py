@@ -1,8 +1,8 @@
 """The documentation: links and pages; the site itself is built by scripts/test.sh."""
 
 import ast
-import importlib
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
