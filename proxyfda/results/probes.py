@@ -198,22 +198,14 @@ def _with_result(run, target):
 
 
 def _probes_of(result, path):
-    found = result.get("probes")
-    if not isinstance(found, dict) or not found:
+    if "probes" not in result:
         raise BadValue(f"{path} has no probes")
-    probes = {}
-    for dataset, probe in found.items():
-        probe = probe if isinstance(probe, dict) else {"linear_probe": probe}
-        values = probe.get("linear_probe"), probe.get("zero_shot")
-        if not _is_percent(values[0]) or not (values[1] is None or _is_percent(values[1])):
-            raise BadValue(f"{path} has the probe {probe} of {dataset}")
-        counts = probe.get("classes"), probe.get("images")
-        probes[dataset_key(dataset)] = Probe(*values, counts)
-    return probes
-
-
-def _is_percent(value):
-    return type(value) in (int, float) and 0 <= value <= 100  # NaN is not
+    return {
+        dataset_key(dataset): Probe(
+            found["linear_probe"], found.get("zero_shot"), (found["classes"], found["images"])
+        )
+        for dataset, found in result["probes"].items()
+    }
 
 
 def _training(folder):

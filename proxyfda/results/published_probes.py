@@ -3,9 +3,10 @@
 ``published_probes.csv`` has per method A_LP and Δ_LP in percent and points, with the paper they are
 from: the average over ten datasets of Proxy-FDA's first table (Huang et al., ICML 2025, arXiv
 2505.24088), of end-to-end tuning of CLIP's ViT-B/32. Which ten is our reading: those of LDIFS
-(Mukhoti et al., TMLR 2024, arXiv 2308.13320), whose protocol it follows. For rows of tasks
-(``continual``) the two columns are the average accuracy after the last task and the change on other
-datasets; of both papers no such figure could be checked by us, so there is none in the file.
+(Mukhoti et al., TMLR 2024, arXiv 2308.13320), whose protocol it follows; the file calls them
+``FINETUNE``, as :mod:`proxyfda.benchmarks` does. For rows of tasks (``continual``) the two columns
+are the average accuracy after the last task and the change on other datasets; of both papers no
+such figure could be checked by us, so there is none in the file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from proxyfda.benchmarks import FINETUNE
 from proxyfda.results.names import title_of
 from proxyfda.results.tables import Block, cell
 
@@ -41,7 +43,7 @@ def published_probes() -> tuple:
         return tuple(
             Published(
                 line["protocol"],
-                tuple(line["tasks"].split("+")),
+                FINETUNE if line["tasks"] == "FINETUNE" else tuple(line["tasks"].split("+")),
                 line["method"],
                 (line["backbone"], line["weights"]),
                 float(line["accuracy"]),

@@ -16,7 +16,7 @@ from proxyfda.results.probes import read_probes
 from proxyfda.results.tables import table
 
 ROW = ["svhn", "apples", "dtd"]
-HELD_OUT = ["birds", "cars"]
+HELD_OUT = ["birds", "wagons"]
 PROBED = [*ROW, *HELD_OUT]
 SEEDS = (1, 2)
 # Right after its own task 80, 75 and 70; the reference is 50, 45, 40.
@@ -112,7 +112,7 @@ class TestTable:
 
     def test_text_says_what_is_not_published(self, output):
         text = table(summarise_continual(read_probes(output)))
-        assert "svhn → apples → DescribableTextures" in text
+        assert "SVHN → apples → DescribableTextures" in text
         assert "no published figure could be verified" in text
         for head in ("accuracy", "BWT", "FWT", "Δ held out", "ΔZS held out"):
             assert head in text
@@ -134,7 +134,7 @@ class TestTable:
         rows, summary = rows_of(output)
         assert (rows["naive"].seeds, rows["naive"].complete) == ((1,), False)
         assert rows["naive"].backward == pytest.approx(naive("FineTune", 1)["backward"])
-        title = "svhn → apples → DescribableTextures"
+        title = "SVHN → apples → DescribableTextures"
         assert summary.notes == [f"Missing: naive on {title}: seed 2 (task 2 not finished)."]
 
     def test_a_task_that_was_never_begun_is_named(self, output):
@@ -175,7 +175,7 @@ def test_matrix(output):
             assert row.linear_probe == pytest.approx(fmean(values))
             assert row.linear_probe_std == pytest.approx(stdev(values))
     before = probe_values("before", PROBED)
-    assert cells["Pretrained", 0, "cars"].linear_probe == before["cars"][0]
+    assert cells["Pretrained", 0, "wagons"].linear_probe == before["wagons"][0]
 
 
 class TestPrompts:

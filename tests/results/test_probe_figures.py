@@ -1,5 +1,7 @@
 """Figures of probes: what is drawn is what the tables say."""
 
+from pathlib import Path
+
 import pytest
 from result_trees import probe_values, write_probes
 
@@ -8,6 +10,8 @@ from proxyfda.results.forgetting import summarise_forgetting
 from proxyfda.results.probes import read_probes
 
 pytest.importorskip("matplotlib")
+
+from matplotlib.figure import Figure  # noqa: E402
 
 from proxyfda.results.figures import main  # noqa: E402
 from proxyfda.results.matrix import summarise_matrix  # noqa: E402
@@ -149,10 +153,17 @@ def test_continual_has_a_panel_per_task_and_one_of_the_rest(output):
         assert {(r.task, r.linear_probe) for r in rows if r.probed == probed} <= points(axes)
 
 
-def test_files_and_page(output, tmp_path, capsys):
+def test_files(output, tmp_path, monkeypatch, capsys):
+    # How a figure is drawn in its files is tested with the others' (test_figures.py).
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_text("drawn"))
     assert main([str(output), "--out", str(tmp_path)]) == 0
     names = ("forgetting", "strengths", "wise_ft", "continual")
-    assert {path.stem for path in tmp_path.glob("*.svg")} == set(names)
+    expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_page(output, tmp_path):
     page = tmp_path / "page.html"
     assert results([str(output), "--html", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
