@@ -37,17 +37,18 @@ def _is_backbone(value: Any) -> bool:
 _COUNTS = ("classes", "images")
 
 
-def _are_probes(value: Any) -> bool:
-    def is_probe(found: Any) -> bool:
-        return (
-            isinstance(found, dict)
-            and _is_percent(found.get("linear_probe"))
-            and (found.get("zero_shot") is None or _is_percent(found["zero_shot"]))
-            and type(found.get("strength")) in (int, float)
-            and all(_is_whole(found.get(name)) and found[name] > 0 for name in _COUNTS)
-        )
+def _is_probe(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and _is_percent(found.get("linear_probe"))
+        and (found.get("zero_shot") is None or _is_percent(found["zero_shot"]))
+        and type(found.get("strength")) in (int, float)
+        and all(_is_whole(found.get(name)) and found[name] > 0 for name in _COUNTS)
+    )
 
-    return isinstance(value, dict) and bool(value) and all(map(is_probe, value.values()))
+
+def _are_probes(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_probe, value.values()))
 
 
 def _is_share(value: Any) -> bool:
@@ -109,7 +110,16 @@ def check(content: Any) -> None:
             raise BadValue(f"has no {field}")
     for field, fits in {**FIELDS, **MORE}.items():
         if field in content and not fits(content[field]):
-            raise BadValue(f"has {field} {content[field]}")
+            raise BadValue(f"has {_unfit(field, content[field])}")
+
+
+def _unfit(field: str, value: Any) -> str:
+    """What of a field does not fit: of several probes the first one."""
+    if field == "probes" and isinstance(value, dict):
+        for dataset, found in value.items():
+            if not _is_probe(found):
+                return f"the probe {found} of {dataset}"
+    return f"{field} {value}"
 
 
 def write(folder: str, content: Dict[str, Any]) -> Dict[str, Any]:
