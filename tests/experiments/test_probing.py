@@ -323,8 +323,10 @@ def test_a_dataset_without_validation_images_holds_some_out(probe, images, tmp_p
 def test_the_record_refuses_wrong_probes_and_alpha(probe, tmp_path):
     result = probe(tmp_path / "out", files=dataset_file("bundled_fruits"))
     good = json.loads(json.dumps(result["probes"]["bundled_fruits"]))
-    for bad in ({}, {"a": {**good, "linear_probe": 101}}, {"a": {**good, "images": 0}}, {"a": 1}):
-        with pytest.raises(ValueError, match="has probes"):
-            record.check({**result, "probes": bad})
+    with pytest.raises(ValueError, match="has probes {}"):
+        record.check({**result, "probes": {}})
+    for bad in ({**good, "linear_probe": 101}, {**good, "images": 0}, 1):
+        with pytest.raises(ValueError, match="has the probe .* of a$"):
+            record.check({**result, "probes": {"b": good, "a": bad}})
     with pytest.raises(ValueError, match="has alpha 2"):
         record.check({**result, "alpha": 2})
