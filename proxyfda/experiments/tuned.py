@@ -17,7 +17,7 @@ from proxyfda.dassl import find_checkpoint, load_checkpoint
 from proxyfda.experiments import layout
 from proxyfda.utils.errors import BadValue, NotFound
 
-__all__ = ["TunedRun", "interpolated", "load_tuned"]
+__all__ = ["TunedRun", "checkpoint_state", "interpolated", "load_tuned"]
 
 IMAGE, TEXT = "image_encoder", "text_encoder"
 """Names of the checkpoints of the two towers in a run's folder."""
@@ -97,11 +97,16 @@ class TunedRun:
                     f"{path} is of a text encoder, and {found.name} has none; remove the folder "
                     "or give the run's own backbone"
                 )
-            _put(module, _state(path), alpha, path)
+            _put(module, checkpoint_state(path), alpha, path)
         return found
 
 
-def _state(path: str) -> dict[str, Tensor]:
+def checkpoint_state(path: str) -> dict[str, Tensor]:
+    """The weights in a checkpoint of a trainer.
+
+    Raises:
+        BadValue: it is damaged, or holds none.
+    """
     found = load_checkpoint(path)
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
         raise BadValue(f"{path} has no state_dict; give the output folder of a FineTune run")

@@ -9,8 +9,9 @@ from torch import nn
 from yacs.config import CfgNode
 
 from proxyfda.backbones.clip import mismatches
-from proxyfda.dassl import TRAINER_REGISTRY, find_checkpoint, load_checkpoint
+from proxyfda.dassl import TRAINER_REGISTRY, find_checkpoint
 from proxyfda.experiments import layout
+from proxyfda.experiments.tuned import checkpoint_state
 from proxyfda.utils.errors import BadValue, NotFound
 
 __all__ = ["check_start", "load_part"]
@@ -70,10 +71,7 @@ def load_part(module: nn.Module, directory: str, name: str, epoch: int | None = 
         BadValue: a file that is damaged or of another module.
     """
     path = find_checkpoint(directory, name, epoch)
-    checkpoint = load_checkpoint(path)
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        raise BadValue(f"{path} is no checkpoint of a trainer (it has no state_dict)")
+    state = checkpoint_state(path)
     problems = mismatches(module.state_dict(), state)
     if problems:
         raise BadValue(
