@@ -12,13 +12,13 @@ from trainers.image_to_text.scores import caption_words, cider, normalised_answe
 
 # What Stanford's tokenizer (CoreNLP 3.4.1, as pycocoevalcap ships and calls it) makes of them.
 STANFORD = {
-    "A man's blue-green hat isn't on, at 7:30 P.M.!": "a man 's blue-green hat is n't on at 7:30 p.m.",
+    "A man's blue-green hat isn't on, 7:30 P.M.!": "a man 's blue-green hat is n't on 7:30 p.m.",
     'The U.S. flag & a "stop" sign.': "the u.s. flag & a stop sign",
     "Woman cannot find her t-shirt, it's $5.00": "woman can not find her t-shirt it 's $ 5.00",
     "Mr. Smith's 1,000 sheep -- all white": "mr. smith 's 1,000 sheep all white",
     "Men that're gonna jump can't": "men that 're gon na jump ca n't",
     "boys' toys , it is 10 o'clock": "boys toys it is 10 o'clock",
-    "a cat’s paw; a 1/2 eaten pizza, sink,and stove": "a cat 's paw a 1/2 eaten pizza sink and stove",
+    "a cat’s paw; a 1/2 eaten pizza, sink,and": "a cat 's paw a 1/2 eaten pizza sink and",
     "a man 's hat and women 's hats": "a man 's hat and women 's hats",
     "a jet -a plane- flies...": "a jet a plane flies",
     "a café, 5pm #1 fan, 50% off @ the 'game'": "a café 5pm # 1 fan 50 % off @ the game",
