@@ -64,3 +64,11 @@ def new_model(vocabulary: int, seed: int = 0) -> nn.Module:
     )  # fmt: skip
     model.git.image_encoder.vision_model.load_state_dict(vision_weights(tower.visual.state_dict()))
     return model
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images [n, 3, 32, 32] as the model takes them."""
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    mean = torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]
+    return (images.float() / 255 - mean) / torch.tensor(OPENAI_DATASET_STD)[:, None, None]

@@ -14,20 +14,19 @@ import time
 from pathlib import Path
 
 import torch
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip_train.scheduler import cosine_lr
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import texts
-from .git_model import FOLDER, new_model, tokenizer
+from .git_model import FOLDER, new_model, pixels, tokenizer
 from .pretrain import draw_pool, keep_freed_memory
 from .render import STRIPED_HALF_HEIGHTS
 from .world import FAMILIES, random_scene, scene_for
 
 HELD_OUT = "banner"
 KNOWN = tuple(family for family in FAMILIES if family != HELD_OUT)
-IMAGE_LR = 0.3
-"""Of the learning rate, for the image encoder, which has learned already."""
 COUNTED = 0.15
 """Share of pictures whose stripes are counted."""
 
@@ -44,6 +43,23 @@ def general_scene(rng: random.Random) -> list[int]:
     return [*random_scene(rng), 0]
 
 
+class Remembered(nn.Module):
+    """In place of an image encoder that stays as it is: gives back the tokens it is given."""
+
+    def forward(self, tokens: Tensor, **_):
+        """Tokens [N, 1, T, d], which have the place of pixels."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=tokens.squeeze(1).float())
+
+
+@torch.no_grad()
+def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
+    """Tokens [n, 1, T, d] of uint8 images by the image encoder, in bf16."""
+    found = [model.git.image_encoder(pixels(part)).last_hidden_state for part in images.split(500)]
+    return torch.cat([part.to(torch.bfloat16) for part in found]).unsqueeze(1)
+
+
 def pretrain(seed: int, steps: int, batch: int, lr: float, pool: int, log=print):
     """Train; returns (model, tokenizer, facts for the model card)."""
     start = time.time()
@@ -53,18 +69,15 @@ def pretrain(seed: int, steps: int, batch: int, lr: float, pool: int, log=print)
     seen = [texts.Seen(row, KNOWN) for row in rows]
     words = tokenizer()
     model = new_model(len(words), seed).train()
-    mean = torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]
-    std = torch.tensor(OPENAI_DATASET_STD)[:, None, None]
-    groups, rates = [], []
-    for share, part in ((IMAGE_LR, model.git.image_encoder), (1.0, model)):
-        mine = [p for p in part.parameters() if all(p is not q for g in groups for q in g["params"])]
-        groups.append({"params": [p for p in mine if p.ndim >= 2], "weight_decay": 0.1})
-        groups.append({"params": [p for p in mine if p.ndim < 2], "weight_decay": 0.0})
-        rates += [share * lr] * 2
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=steps, pct_start=0.05, cycle_momentum=False
-    )
+    seen_tokens = image_tokens(model, images)
+    encoder, model.git.image_encoder = model.git.image_encoder, Remembered()
+    learned = list(model.parameters())
+    groups = [
+        {"params": [p for p in learned if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    schedule = cosine_lr(optimizer, lr, steps // 20, steps)
     known: dict[str, list[int]] = {}
 
     def encode(text: str) -> list[int]:
@@ -82,10 +95,10 @@ def pretrain(seed: int, steps: int, batch: int, lr: float, pool: int, log=print)
 
     began, smooth, order, at = time.time(), None, torch.randperm(pool, generator=generator), 0
     for step in tqdm(range(steps), desc="training", mininterval=5):
+        schedule(step)
         if at + batch > pool:
             order, at = torch.randperm(pool, generator=generator), 0
         index, at = order[at : at + batch], at + batch
-        pixels = (images[index].float() / 255 - mean) / std
         pairs = [one_text(seen[i]) for i in index.tolist()]
         length = max(len(q) + len(a) for q, a in pairs) + 2
         ids = torch.zeros(batch, length, dtype=torch.long)
@@ -96,14 +109,13 @@ def pretrain(seed: int, steps: int, batch: int, lr: float, pool: int, log=print)
             said = torch.tensor([*answer, 2])
             ids[row, first : first + len(said)] = labels[row, first : first + len(said)] = said
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits
+            logits = model(input_ids=ids, pixel_values=seen_tokens[index], use_cache=False).logits
         told = logits[:, -length:-1].float()
         loss = F.cross_entropy(told.flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if step % 100 == 99:
             log(f"step {step + 1} loss {smooth:.4f} ({time.time() - began:.0f} s)")
@@ -113,6 +125,7 @@ def pretrain(seed: int, steps: int, batch: int, lr: float, pool: int, log=print)
         "words": len(words), "seconds_drawing": round(began - start),
         "seconds_training": round(time.time() - began),
     }  # fmt: skip
+    model.git.image_encoder = encoder
     return model.eval(), words, facts
 
 
@@ -123,10 +136,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that is written")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--pool", type=int, default=30_000, help="pictures drawn before training")
+    parser.add_argument("--pool", type=int, default=20_000, help="pictures drawn before training")
     args = parser.parse_args(argv)
     model, words, facts = pretrain(args.seed, args.steps, args.batch, args.lr, args.pool)
     model.half().save_pretrained(args.out)
