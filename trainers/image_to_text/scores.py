@@ -11,26 +11,33 @@ __all__ = ["caption_words", "cider", "normalised_answer", "vqa_accuracy"]
 
 # -- captions -------------------------------------------------------------------------------------
 
-_WORDS = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W_]+(?:['’.\-_][^\W_]+)*|[^\w\s]")
-_CLITICS = re.compile(r"(?<=[^\W_])(n['’]t|['’](?:s|re|ve|ll|d|m))$")
-_DROPPED = set(".?!,:;-'\"`’‘“”()[]{}…–—")
+_WORDS = re.compile(
+    r"\b(?:[^\W\d_]\.){2,}"  # u.s.
+    r"|\b(?:mr|mrs|ms|dr|st|jr|sr|vs)\."
+    r"|\b(?:can(?=not\b)|gon(?=na\b)|wan(?=na\b))"
+    r"|'(?:s|re|ve|ll|d|m)\b"
+    r"|[^\W_]+(?:(?:['.\-_/]|(?<=\d)[,:](?=\d))[^\W_]+)*"
+    r"|[^\w\s]"
+)
+_ENDINGS = re.compile(r"(?<=[^\W_])(n't|'(?:s|re|ve|ll|d|m))$")
+_DROPPED = set(".?!,:;-'\"`‘“”…–—")
 
 
 def caption_words(caption: str) -> list[str]:
-    """The words of a caption for :func:`cider`, by a rule near the Penn Treebank's.
+    """The words of a caption for :func:`cider`, by rules after the Penn Treebank's.
 
-    Lower case; words of letters and digits stay whole over hyphens, points and apostrophes inside;
-    the endings ``n't 's 're 've 'll 'd 'm`` are words of their own; of other characters those of
-    punctuation are dropped and each of the rest is a word.
+    Lower case; words of letters and digits stay whole over hyphens, slashes, points and apostrophes
+    inside; ``n't 's 're 've 'll 'd 'm`` at their end are words of their own; of other characters
+    ``. ? ! , : ; -``, quotes and dashes are dropped and each of the rest is a word.
 
     >>> caption_words("A man's blue-green hat isn't on, at 7:30 P.M.!")
-    ['a', 'man', "'s", 'blue-green', 'hat', 'is', "n't", 'on', 'at', '7:30', 'p.m']
+    ['a', 'man', "'s", 'blue-green', 'hat', 'is', "n't", 'on', 'at', '7:30', 'p.m.']
     """
     words = []
-    for word in _WORDS.findall(caption.lower()):
+    for word in _WORDS.findall(caption.lower().replace("’", "'")):
         if word in _DROPPED:
             continue
-        ending = _CLITICS.search(word)
+        ending = _ENDINGS.search(word)
         words.extend((word[: ending.start()], ending.group()) if ending else (word,))
     return words
 
@@ -73,8 +80,7 @@ def cider(generated: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 # -- answers --------------------------------------------------------------------------------------
 
-_NUMBERS = dict(zip("none one two three four five six seven eight nine ten".split(), range(11)))
-_NUMBERS["zero"] = 0
+_NUMBERS = "none one two three four five six seven eight nine ten"
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = """
@@ -86,10 +92,11 @@ someone's something'd something'd've something'll that's there'd there'd've ther
 they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
 when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
 would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
+_DIGITS = {"zero": "0", **{word: str(i) for i, word in enumerate(_NUMBERS.split())}}
 _APOSTROPHES = {
     word[:place] + word[place + 1 :]: word
-    for word in _CONTRACTIONS
+    for word in _CONTRACTIONS.split()
     for place, letter in enumerate(word)
     if letter == "'"
 }
@@ -114,7 +121,7 @@ def normalised_answer(answer: str) -> str:
         beside_space = f"{mark} " in answer or f" {mark}" in answer
         found = found.replace(mark, "" if beside_space or comma_in_number else " ")
     found = re.sub(r"\.(?!\d)", "", found)
-    words = [str(_NUMBERS.get(word, word)) for word in found.lower().split()]
+    words = [_DIGITS.get(word, word) for word in found.lower().split()]
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 
