@@ -38,6 +38,17 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=32, **names)
 
 
+def image_processor():
+    """What makes pixels of images as CLIP does, of 32 x 32."""
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
+        image_mean=list(OPENAI_DATASET_MEAN), image_std=list(OPENAI_DATASET_STD),
+    )  # fmt: skip
+
+
 def new_model(vocabulary: int, seed: int = 0) -> nn.Module:
     """A GIT with the bundled CLIP's image encoder and a decoder that has learned nothing yet."""
     from transformers import GitConfig, GitForCausalLM

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import texts
-from .git_model import FOLDER, new_model, pixels, tokenizer
+from .git_model import FOLDER, image_processor, new_model, pixels, tokenizer
 from .pretrain import draw_pool, keep_freed_memory
 from .render import STRIPED_HALF_HEIGHTS
 from .world import FAMILIES, random_scene, scene_for
@@ -142,8 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=20_000, help="pictures drawn before training")
     args = parser.parse_args(argv)
     model, words, facts = pretrain(args.seed, args.steps, args.batch, args.lr, args.pool)
-    model.half().save_pretrained(args.out)
-    words.save_pretrained(args.out)
+    for part in (model.half(), words, image_processor()):
+        part.save_pretrained(args.out)
+    (args.out / "model.safetensors").chmod(0o644)  # made for its owner alone
     print(json.dumps(facts, indent=1))
 
 

@@ -29,7 +29,9 @@ _FREE = ("output_dir", "data", "device")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="trainers.image_to_text", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="trainers.image_to_text", description=__doc__, exit_on_error=False
+    )
     add = parser.add_argument
     add("--output-dir", required=True, help="where the run is written")
     add("--protocol", required=True, choices=(CAPTIONING, VQA))
