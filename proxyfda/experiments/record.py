@@ -55,6 +55,22 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _is_score(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and type(found.get("score")) in (int, float)
+        and math.isfinite(found["score"])
+        and found["score"] >= 0
+        and _is_percent(found.get("exact"))
+        and _is_whole(found.get("examples"))
+        and found["examples"] > 0
+    )
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_score, value.values()))
+
+
 _OPTIONAL = type(None)
 # Field -> what its value must be. All are there in what we write.
 FIELDS: Dict[str, Callable[[Any], bool]] = {
@@ -85,6 +101,9 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
 MORE: Dict[str, Callable[[Any], bool]] = {
     # dataset -> linear_probe and zero_shot (or null) in percent, strength, classes and images
     "probes": _are_probes,
+    # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that are
+    # a reference word for word) and the number of examples
+    "scores": _are_scores,
     "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
 }
 

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 from proxyfda.results.continual import summarise_continual
+from proxyfda.experiments.layout import IMAGE_TO_TEXT
 from proxyfda.results.forgetting import summarise_forgetting
+from proxyfda.results.image_to_text import read_image_to_text, summarise_image_to_text
 from proxyfda.results.matrix import summarise_matrix
 from proxyfda.results.probes import read_runs
 from proxyfda.results.published import compare
@@ -17,13 +19,16 @@ from proxyfda.results.summary import Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
 from proxyfda.utils.errors import BadValue, NotFound
 
-TABLES = (*TABLES_OF_TESTS, "finetune", "finetune_matrix", "continual", "continual_matrix")
-"""The tables that there are; the last four are of probes."""
+TABLES = (
+    *TABLES_OF_TESTS, "finetune", "finetune_matrix", "continual", "continual_matrix",
+    *IMAGE_TO_TEXT,
+)  # fmt: skip
+"""The tables that there are; the four before those of captions and answers are of probes."""
 _ON_REQUEST = ("finetune_matrix",)  # as large as the number of datasets squared
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 
-def sections(records, only=None, runs=(), split="test"):
+def sections(records, only=None, runs=(), split="test", spoken=()):
     """The tables of some runs.
 
     Args:
@@ -32,6 +37,7 @@ def sections(records, only=None, runs=(), split="test"):
             then have a table of their own where no other one shows them.
         runs: what :func:`~proxyfda.results.probes.read_probes` returns.
         split: of the probes.
+        spoken: what :func:`~proxyfda.results.image_to_text.read_image_to_text` returns.
 
     Returns:
         Dict of :class:`~proxyfda.results.Summary` by protocol; with ``continual`` there is its
@@ -49,6 +55,7 @@ def sections(records, only=None, runs=(), split="test"):
         "finetune_matrix": summarise_matrix(runs, "finetune", split),
         "continual": summarise_continual(runs, split),
         "continual_matrix": summarise_matrix(runs, "continual", split),
+        **{name: summarise_image_to_text(spoken, name) for name in IMAGE_TO_TEXT},
     }
     tables.update((name, summary) for name, summary in probed.items() if summary.rows)
     if only:
@@ -83,8 +90,9 @@ def main(argv=None):
             one is wanted.
     """
     args = _parser().parse_args(argv)
-    records, runs = read_runs(args.outputs, args.split)
-    tables = sections(records, args.protocol, runs, args.split)
+    spoken = read_image_to_text(*args.outputs)
+    records, runs = read_runs(args.outputs, args.split, required=not spoken)
+    tables = sections(records, args.protocol, runs, args.split, spoken)
     form = args.form or _SUFFIXES.get(os.path.splitext(args.output or "")[1].lower(), "text")
     if form == "csv" and args.protocol:
         tables = {args.protocol: tables[args.protocol]}
