@@ -48,7 +48,7 @@ def load(place, classes):
         import transformers
     except ImportError as error:
         raise NotInstalled(
-            f"transformers cannot be imported ({error}); pip install 'proxyfda[transformers]'"
+            f"transformers cannot be imported ({error}); pip install 'proxyfda[captioning]'"
         ) from error
     source = _Source(place)
     kind = getattr(transformers, _architecture(source, transformers, classes))
