@@ -145,6 +145,9 @@ def main(argv: list[str] | None = None) -> None:
     for part in (model.half(), words, image_processor()):
         part.save_pretrained(args.out)
     (args.out / "model.safetensors").chmod(0o644)  # made for its owner alone
+    settings = args.out / "tokenizer_config.json"
+    # The name that transformers had for it before version 5, which newer ones know as well.
+    settings.write_text(settings.read_text().replace("TokenizersBackend", type(words).__name__))
     print(json.dumps(facts, indent=1))
 
 
