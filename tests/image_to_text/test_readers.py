@@ -173,7 +173,7 @@ def test_questions_and_the_answers_of_all(vqa):
     assert len(examples) == 18
     assert examples[1] == Example(
         str(vqa / "val2014" / "COCO_val2014_000000000042.jpg"),
-        ("1",) * 7 + ("one", "2", "many"),
+        ("one",) * 7 + ("1", "2", "many"),
         "How many?",
         "number",
     )

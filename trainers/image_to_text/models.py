@@ -168,6 +168,7 @@ class ImageToText:
             num_beams=num_beams,
             max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
+            use_cache=True,  # Trainer saves models without
         )
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
