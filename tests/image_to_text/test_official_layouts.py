@@ -1,6 +1,7 @@
 """scripts/captioning.sh and vqa.sh with tiny random models on files in the official layouts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import image_text_trees as trees
@@ -86,10 +87,32 @@ def test_what_is_wrong_is_said_before_anything_runs(
     assert not list(Path(tmp_path).rglob("*"))
 
 
-def test_a_model_of_the_other_kind(places, tmp_path, capfd):
-    assert (
-        command(places, "captioning", "blip_vqa", "coco", "animal", tmp_path, "--methods", "naive")
-        != 0
-    )
-    said = "".join(capfd.readouterr())
-    assert "BlipForQuestionAnswering only answers questions" in said and "Traceback" not in said
+@pytest.mark.parametrize(
+    ("protocol", "model", "data", "tune_on", "message"),
+    [
+        ("captioning", "blip_vqa", "coco", "animal", "QuestionAnswering only answers questions"),
+        ("vqa", "blip", "vqa", "number", "ConditionalGeneration only captions images"),
+    ],
+)
+def test_a_model_of_the_other_kind(places, tmp_path, protocol, model, data, tune_on, message):
+    with pytest.raises(BadValue, match=message):
+        command(places, protocol, model, data, tune_on, tmp_path)
+    assert not list(Path(tmp_path).rglob("*"))
+
+
+def test_a_model_that_is_not_there(places, tmp_path):
+    with pytest.raises(NotFound, match="nowhere does not exist"):
+        command({**places, "git": "/nowhere"}, "vqa", "git", "vqa", "number", tmp_path)
+
+
+def test_a_family_with_one_image_has_no_cider(places, tmp_path, capsys):
+    shutil.copytree(places["coco"], tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "captions_val2017.json"
+    content = json.loads(path.read_text())
+    kept = {100, 104, 105}  # of the animals one
+    content["annotations"] = [e for e in content["annotations"] if e["image_id"] in kept]
+    path.write_text(json.dumps(content))
+    moved = {**places, "coco": str(tmp_path / "coco")}
+    with pytest.raises(BadValue, match="no family 'animal'; there are vehicle"):
+        command(moved, "captioning", "git", "coco", "animal", tmp_path / "output")
+    assert "families with one image to test on have no CIDEr: animal" in capsys.readouterr().out
