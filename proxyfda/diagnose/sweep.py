@@ -10,10 +10,9 @@ from typing import Any
 from proxyfda.diagnose.comparison import MEASURES, compare
 from proxyfda.diagnose.encoders import load_encoder, pretrained_of
 from proxyfda.diagnose.samples import Encoded, Sample, encode
-from proxyfda.experiments import layout, record
-from proxyfda.names import METHODS, PRETRAINED, WISE_FT
+from proxyfda.names import PRETRAINED
 from proxyfda.results.forgetting import changes
-from proxyfda.results.probes import ProbedRun, by_backbone, read_probes, reference_of
+from proxyfda.results.probes import ALPHA, by_backbone, read_probes, reference_of
 from proxyfda.utils.errors import BadValue
 
 __all__ = ["SWEPT", "measure_runs"]
@@ -70,10 +69,10 @@ def measure_runs(
         for run in own:
             if run.record.trainer == PRETRAINED:
                 continue
-            folder, alpha = _trained_in(run, output)
             reference = reference_of(run, pretrained) if pretrained else None
-            if not folder or reference is None:
-                why = "its training is not there" if reference else "nothing is pre-trained there"
+            if not osp.isdir(run.training) or reference is None:
+                why = f"its training is not in {run.training}"
+                why = why if reference else "nothing is pre-trained there"
                 say(f"left out {run.record.folder}: {why}")
                 continue
             others = [d for d in reference.probes if d in run.probes and d != run.record.dataset]
@@ -81,8 +80,9 @@ def measure_runs(
             if not others:
                 say(f"left out {run.record.folder}: no other dataset was probed")
                 continue
-            base = base or pretrained_of(folder, device)
-            tuned = load_encoder(folder, device, alpha=alpha)
+            base = base or pretrained_of(run.training, device)
+            alpha = run.weight if run.symbol == ALPHA else 1.0
+            tuned = load_encoder(run.training, device, alpha=alpha)
             rows = []
             for dataset in others:
                 if dataset not in samples:
@@ -111,17 +111,3 @@ def measure_runs(
             "training and the probes of the pre-trained backbone; scripts/forgetting.sh makes such"
         )
     return found
-
-
-def _trained_in(run: ProbedRun, output: str) -> tuple[str, float]:
-    """Folder of the training that was probed, empty where it is not there, and α."""
-    content = record.read(run.record.folder)
-    place = layout.parse(run.record.folder)
-    name = run.record.trainer
-    if place is None:
-        return "", 1.0
-    trained = METHODS["naive"] if name == WISE_FT else name
-    folder = osp.join(
-        output, layout.finetune(layout.TRAIN, place.dataset, trained, place.config, place.seed or 1)
-    )
-    return folder if osp.isdir(folder) else "", float(content.get("alpha", 1.0))

@@ -1,6 +1,7 @@
 """The commands on a few rendered images and checkpoints that were made by hand."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy
@@ -11,6 +12,8 @@ import yaml
 from proxyfda.diagnose.command import main
 from proxyfda.diagnose.encoders import load_encoder
 from proxyfda.diagnose.samples import encode, read_sample
+from proxyfda.diagnose.sweep import measure_runs
+from proxyfda.diagnostics import l2_drift
 from proxyfda.experiments import layout
 from proxyfda.utils.errors import UserError
 from proxyfda.utils.files import write_json
@@ -49,30 +52,30 @@ def make_run(folder, noise):
     return str(folder)
 
 
+def make_probes(folder, accuracy, **more):
+    """The probes of a run as they leave them, by what its folder says; ``more`` of the result."""
+    folder.mkdir(parents=True)
+    name = layout.parse(str(folder)).name
+    probe = {"zero_shot": None, "strength": 1e-4, "classes": 24, "images": 48}
+    probes = {
+        "bundled_fruits": {"linear_probe": accuracy, **probe},
+        "bundled_scenes": {"linear_probe": 50.0, **probe},
+    }
+    backbone = {"name": "ViT-Bundled", "weights": "bundled"}
+    content = {"accuracy": accuracy, "probes": probes, "alpha": 1.0, "name": name, **more}
+    content = {**content, "split": "test", "trainer": name, "backbone": backbone}
+    write_json(str(folder / layout.RESULT), content)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """An output with three runs, tuned on scenes and probed on fruits."""
     output = tmp_path_factory.mktemp("runs")
-    probe = {"zero_shot": None, "strength": 1e-4, "classes": 24, "images": 48}
-
-    def probed(folder, name, accuracy, alpha):
-        (output / folder).mkdir(parents=True)
-        probes = {
-            "bundled_fruits": {"linear_probe": accuracy, **probe},
-            "bundled_scenes": {"linear_probe": 50.0, **probe},
-        }
-        content = {"accuracy": accuracy, "probes": probes, "alpha": alpha, "name": name}
-        backbone = {"name": "ViT-Bundled", "weights": "bundled"}
-        write_json(
-            str(output / folder / layout.RESULT),
-            {**content, "split": "test", "trainer": name, "backbone": backbone},
-        )
-
-    probed(layout.pretrained("probe_test", "bundled"), "Pretrained", 80.0, 0.0)
+    make_probes(output / layout.pretrained("probe_test", "bundled"), 80.0, alpha=0.0)
     for seed, noise in ((1, 0.05), (2, 0.2), (3, 0.4)):
         place = ("bundled_scenes", "FineTune", "bundled", seed)
         make_run(output / layout.finetune("train", *place), noise)
-        probed(layout.finetune("probe_test", *place), "FineTune", 80 - 100 * noise, 1.0)
+        make_probes(output / layout.finetune("probe_test", *place), 80 - 100 * noise)
     return output
 
 
@@ -129,6 +132,45 @@ def test_measures_of_a_sweep_against_forgetting(runs, bundled_data, tmp_path, ca
     assert (tmp_path / "scatter.png").is_file()
     printed = capsys.readouterr().out
     assert "3 runs" in printed and "the intervals say little" in printed
+
+
+def test_runs_whose_strength_was_chosen_are_measured(runs, bundled_data, tmp_path):
+    place = ("bundled_scenes", "FDAFineTune")
+    for value, noise in ((0.3, 0.4), (3, 0.1)):
+        folder = layout.finetune("train", *place, f"bundled-weight_{value}", 1)
+        make_run(tmp_path / folder, noise)
+    chosen = str(tmp_path / folder)
+    make_probes(tmp_path / layout.pretrained("probe_test", "bundled"), 80.0, alpha=0.0)
+    # Where λ and α were chosen the names of the probes leave them out.
+    folder = tmp_path / layout.finetune("probe_test", *place, "bundled", 1)
+    make_probes(folder, 78.0, regulariser={"name": "fda", "weight": 3.0})
+    folder = tmp_path / layout.finetune("probe_test", "bundled_scenes", "WiSEFT", "bundled", 3)
+    make_probes(folder, 70.0, alpha=0.25)
+    plain = layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 3)
+    shutil.copytree(runs / plain, tmp_path / plain)
+
+    sample, said = read_sample(FRUITS, str(bundled_data), most=12), []
+    points = measure_runs(str(tmp_path), lambda dataset: sample, k=4, say=said.append)
+    assert not [line for line in said if line.startswith("left out")]
+    frozen = encode(load_encoder("ViT-Bundled=bundled"), sample).features
+    want = {
+        "FDAFineTune": load_encoder(chosen),
+        "WiSEFT": load_encoder(str(tmp_path / plain), alpha=0.25),
+    }
+    assert {point["name"]: point["l2_drift"] for point in points} == {
+        name: pytest.approx(l2_drift(frozen, encode(model, sample).features, unit=True))
+        for name, model in want.items()
+    }
+
+
+def test_a_run_without_its_training_is_named(runs, bundled_data, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    gone = layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 2)
+    shutil.rmtree(tmp_path / "runs" / gone)
+    sample, said = read_sample(FRUITS, str(bundled_data), most=12), []
+    points = measure_runs(str(tmp_path / "runs"), lambda dataset: sample, k=4, say=said.append)
+    assert [point["seed"] for point in points] == [1, 3]
+    assert [line for line in said if f"its training is not in {tmp_path / 'runs' / gone}" in line]
 
 
 def test_images_are_prepared_as_the_backbone_says(bundled_data):
