@@ -16,13 +16,14 @@ from tabulate import tabulate
 from proxyfda.diagnose import figures
 from proxyfda.diagnose.comparison import MEASURES, Comparison, compare
 from proxyfda.diagnose.correlation import correlate
-from proxyfda.diagnose.encoders import load_encoder, pretrained_of
-from proxyfda.diagnose.samples import SPLITS, Encoded, Sample, encode, read_sample
+from proxyfda.diagnose.encoders import encode, load_encoder, pretrained_of
+from proxyfda.diagnose.samples import SPLITS, Encoded, Sample, read_sample
 from proxyfda.diagnose.sweep import SWEPT, measure_runs
 from proxyfda.experiments import layout
 from proxyfda.experiments.project import Project
 from proxyfda.names import method_title
 from proxyfda.results.drawing import save_figure
+from proxyfda.results.names import title_of
 from proxyfda.utils.errors import BadValue, NotFound
 
 CORRELATE = "correlate"
@@ -56,7 +57,7 @@ def _compare(args: argparse.Namespace) -> int:
     device = _device()
     frozen_model, tuned_models = _load(args, names, device)
     os.makedirs(args.out, exist_ok=True)
-    rows, per_class, text = [], [], []
+    rows, per_class, text, notes = [], [], [], {}
     for path in paths:
         sample = _sample(args, path)
         frozen = encode(frozen_model, sample, layers=True)
@@ -65,6 +66,7 @@ def _compare(args: argparse.Namespace) -> int:
             name: compare(sample.name, frozen, made, sample.labels, k=args.k, seed=args.seed)
             for name, made in tuned.items()
         }
+        notes.update({name: one.note for name, one in tuned.items() if one.note})
         rows += [_row(sample, name, one) for name, one in found.items()]
         text += [_shown(sample, name, one) for name, one in found.items()]
         per_class += [row for name, one in found.items() for row in _class_rows(sample, name, one)]
@@ -76,6 +78,8 @@ def _compare(args: argparse.Namespace) -> int:
     print(
         f"{args.split} images, at most {args.images} of a dataset, K = {args.k}, seed {args.seed}"
     )
+    for name, note in notes.items():
+        print(f"{name}: {note}")
     print(f"wrote {args.out}")
     return 0
 
@@ -96,9 +100,7 @@ def _load(args: argparse.Namespace, names: dict[str, str], device: str):
 def _names(models: Sequence[str]) -> dict[str, str]:
     """Models by a short name, which is that of the run where its folder tells."""
     places = [layout.parse(model) if osp.isdir(model) else None for model in models]
-    short = [
-        f"{method_title(place.name)}" if place else model for place, model in zip(places, models)
-    ]
+    short = [title_of(place.name) if place else model for place, model in zip(places, models)]
     long = [
         f"{name} ({place.dataset}, seed {place.seed})" if place else name
         for name, place in zip(short, places)
@@ -274,7 +276,8 @@ def _parser() -> argparse.ArgumentParser:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="tuned: output folder of a FineTune run, or NAME=WEIGHTS of a backbone",
+        help="tuned: output folder of a run that tuned end to end or learned prompts, ours or "
+        "upstream's, or NAME=WEIGHTS of a backbone",
     )
     add("--frozen", default="", metavar="MODEL", help="(default: what the first was tuned from)")
     add("--datasets", required=True, help="names or config files, joined by commas")

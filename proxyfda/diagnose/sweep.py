@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxyfda.diagnose.comparison import MEASURES, compare
-from proxyfda.diagnose.encoders import load_encoder, pretrained_of
-from proxyfda.diagnose.samples import Encoded, Sample, encode
+from proxyfda.diagnose.encoders import encode, load_encoder, pretrained_of
+from proxyfda.diagnose.samples import Encoded, Sample
 from proxyfda.names import PRETRAINED
 from proxyfda.results.forgetting import changes
 from proxyfda.results.probes import ALPHA, by_backbone, read_probes, reference_of

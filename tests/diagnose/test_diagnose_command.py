@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from proxyfda.diagnose.command import main
-from proxyfda.diagnose.encoders import load_encoder
-from proxyfda.diagnose.samples import encode, read_sample
+from proxyfda.diagnose.encoders import encode, load_encoder
+from proxyfda.diagnose.samples import read_sample
 from proxyfda.diagnose.sweep import measure_runs
 from proxyfda.diagnostics import l2_drift
 from proxyfda.experiments import layout
