@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from proxyfda.diagnose import figures
 from proxyfda.diagnose.comparison import MEASURES, Comparison, compare
-from proxyfda.diagnose.correlation import correlate
+from proxyfda.diagnose.correlation import Correlation, correlate, stronger
 from proxyfda.diagnose.encoders import encode, load_encoder, pretrained_of
 from proxyfda.diagnose.samples import SPLITS, Encoded, Sample, read_sample
 from proxyfda.diagnose.sweep import SWEPT, measure_runs
@@ -192,40 +192,59 @@ def _correlate(args: argparse.Namespace) -> int:
     )
     os.makedirs(out, exist_ok=True)
     _write_csv(osp.join(out, "runs.csv"), points)
-    rows, notes = [], {}
-    delta = [one["delta"] for one in points]
-    # Seeds of one method on one dataset are alike, and are drawn together.
-    groups: list[object] = [(one["dataset"], one["name"]) for one in points]
-    if len(set(groups)) < 3:
-        groups = list(range(len(points)))
-    for measure, title in SWEPT.items():
-        try:
-            found = correlate([one[measure] for one in points], delta, groups, seed=args.seed)
-        except BadValue as error:
-            raise BadValue(f"{title} against Δ_LP of {len(points)} runs: {error}") from None
-        values = [
-            (found.pearson, found.pearson_interval),
-            (found.spearman, found.spearman_interval),
-        ]
-        cells = [f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" for value, (low, high) in values]
-        rows.append([title, *cells])
-        notes[measure] = f"r {cells[0]}\nρ {cells[1]}"
-    headers = ["measure", "Pearson with Δ_LP", "Spearman with Δ_LP"]
-    text = tabulate(rows, headers=headers, disable_numparse=True)
-    print(text)
+    rows, notes, count = _correlations(points, args.seed)
+    print(tabulate(rows, headers=_CORRELATED, disable_numparse=True))
     print(
-        f"{len(points)} runs, of which the bootstrap draws {len(set(groups))} groups (method and "
-        f"tuned dataset); 95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at "
-        f"most {args.images} of a dataset, K = {args.k}"
+        f"{len(points)} runs, of which the bootstrap draws {count} groups (method and tuned "
+        f"dataset); 95 % intervals of 2000 draws, seed {args.seed}; {args.split} images, at most "
+        f"{args.images} of a dataset, K = {args.k}"
     )
-    if len(set(groups)) < _FEW:
+    if count < _FEW:
         print(f"With fewer than {_FEW} groups the intervals say little")
-    keys = ["measure", "pearson", "spearman"]
+    keys = ["measure", "pearson", "spearman", "pearson_beyond_l2", "spearman_beyond_l2"]
     _write_csv(osp.join(out, "correlations.csv"), [dict(zip(keys, row)) for row in rows])
     names = {one["name"]: method_title(one["name"]) for one in points}
     save_figure(figures.scatter_figure(points, SWEPT, names, notes), osp.join(out, "scatter"))
     print(f"wrote {out}")
     return 0
+
+
+_BASE = "l2_drift"
+_CORRELATED = [
+    "measure", "Pearson with Δ_LP", "Spearman with Δ_LP",
+    f"|r| beyond that of {SWEPT[_BASE]}", f"|ρ| beyond that of {SWEPT[_BASE]}",
+]  # fmt: skip
+
+
+def _correlations(
+    points: Sequence[dict], seed: int
+) -> tuple[list[list[str]], dict[str, str], int]:
+    """Rows of the table, what stands above each panel of the figure, and how many groups there
+    are."""
+    delta = [one["delta"] for one in points]
+    # Seeds of one method on one dataset are alike, and are drawn together.
+    groups: list[object] = [(one["dataset"], one["name"]) for one in points]
+    if len(set(groups)) < 3:
+        groups = list(range(len(points)))
+    base = [one[_BASE] for one in points]
+    rows, notes = [], {}
+    for measure, title in SWEPT.items():
+        values = [one[measure] for one in points]
+        try:
+            cells = _cells(correlate(values, delta, groups, seed=seed))
+            more = ["", ""]
+            if measure != _BASE:
+                more = _cells(stronger(values, base, delta, groups, seed=seed))
+        except BadValue as error:
+            raise BadValue(f"{title} against Δ_LP of {len(points)} runs: {error}") from None
+        rows.append([title, *cells, *more])
+        notes[measure] = f"r {cells[0]}\nρ {cells[1]}"
+    return rows, notes, len(set(groups))
+
+
+def _cells(found: Correlation) -> list[str]:
+    pairs = (found.pearson, found.pearson_interval), (found.spearman, found.spearman_interval)
+    return [f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" for value, (low, high) in pairs]
 
 
 # -- both -----------------------------------------------------------------------------------------

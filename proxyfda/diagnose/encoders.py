@@ -14,8 +14,8 @@ from proxyfda.backbones.image import slice_positions
 from proxyfda.backbones.zero_shot import zero_shot_weights
 from proxyfda.diagnose.prompts import PromptRun
 from proxyfda.diagnose.samples import Encoded, Sample
-from proxyfda.experiments.tuned import IMAGE, TunedRun, run_config
 from proxyfda.experiments import layout
+from proxyfda.experiments.tuned import IMAGE, TunedRun, run_config
 from proxyfda.names import tunes_end_to_end
 from proxyfda.utils.errors import BadModel, BadValue, NotFound
 
