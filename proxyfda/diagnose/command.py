@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import io
 import os
 import os.path as osp
 import sys
@@ -25,6 +26,7 @@ from proxyfda.names import method_title
 from proxyfda.results.drawing import save_figure
 from proxyfda.results.names import title_of
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.files import write_text
 
 CORRELATE = "correlate"
 _FEW = 8
@@ -54,6 +56,8 @@ def _compare(args: argparse.Namespace) -> int:
     project = _project(args)
     names = _names(args.models)
     paths = [project.dataset_config(word) for word in _split(args.datasets)]
+    if not paths:
+        raise BadValue(f"--datasets is {args.datasets!r}; name datasets or config files")
     device = _device()
     frozen_model, tuned_models = _load(args, names, device)
     os.makedirs(args.out, exist_ok=True)
@@ -70,10 +74,10 @@ def _compare(args: argparse.Namespace) -> int:
         rows += [_row(sample, name, one) for name, one in found.items()]
         text += [_shown(sample, name, one) for name, one in found.items()]
         per_class += [row for name, one in found.items() for row in _class_rows(sample, name, one)]
+        _write_csv(osp.join(args.out, "diagnose.csv"), rows)
+        _write_csv(osp.join(args.out, "classes.csv"), per_class)
         if args.figures:
             _draw(args, sample, frozen, tuned, found)
-    _write_csv(osp.join(args.out, "diagnose.csv"), rows)
-    _write_csv(osp.join(args.out, "classes.csv"), per_class)
     print(tabulate(text, headers=_HEADERS, disable_numparse=True))
     print(
         f"{args.split} images, at most {args.images} of a dataset, K = {args.k}, seed {args.seed}"
@@ -86,29 +90,45 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, names: dict[str, str], device: str):
     """The frozen model, and the tuned ones by name."""
-    tuned = {name: load_encoder(model, device) for name, model in names.items()}
-    if args.frozen:
-        return load_encoder(args.frozen, device), tuned
     first = next(iter(names.values()))
-    if not osp.isdir(first):
+    tuned = {name: load_encoder(model, device) for name, model in names.items()}
+    if not args.frozen and not osp.isdir(first):
         raise BadValue(
             f"--frozen is not given, and {first} does not say what it was tuned from; give --frozen"
         )
-    return pretrained_of(first, device), tuned
+    frozen = load_encoder(args.frozen, device) if args.frozen else pretrained_of(first, device)
+    for name, model in tuned.items():
+        if model.output_dim != frozen.output_dim:
+            raise BadValue(
+                f"the frozen model has features of {frozen.output_dim} dimensions and {name} of "
+                f"{model.output_dim}; compare a model with the one that it was tuned from"
+            )
+    return frozen, tuned
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
-    """Models by a short name, which is that of the run where its folder tells."""
-    places = [layout.parse(model) if osp.isdir(model) else None for model in models]
-    short = [title_of(place.name) if place else model for place, model in zip(places, models)]
-    long = [
-        f"{name} ({place.dataset}, seed {place.seed})" if place else name
-        for name, place in zip(short, places)
-    ]
-    for names in (short, long):
+    """Models by the shortest names that tell them apart, of what their folders say."""
+    if len(set(models)) < len(models):
+        twice = next(model for model in models if models.count(model) > 1)
+        raise BadValue(f"the model {twice} is given twice; give each one once")
+    for more in range(4):
+        names = [_name(model, more) for model in models]
         if len(set(names)) == len(models):
-            return dict(zip(names, models))
-    return {model: model for model in models}
+            break
+    return dict(zip(names, models))
+
+
+def _name(model: str, more: int) -> str:
+    """The name of a model; ``more``: from 0, the method alone, to 3, the whole path."""
+    place = layout.parse(model) if osp.isdir(model) else None
+    if more == 3 or (more and not place):
+        return model
+    if not place:
+        head, _, path = model.rpartition("=")
+        return f"{head} {osp.basename(path)}" if head else osp.basename(osp.normpath(path))
+    title, seed = title_of(place.name), f"seed {place.seed}"
+    said = [], [place.dataset, seed], [place.dataset, place.config, seed]
+    return f"{title} ({', '.join(said[more])})" if more else title
 
 
 _HEADERS = [
@@ -216,9 +236,7 @@ _CORRELATED = [
 ]  # fmt: skip
 
 
-def _correlations(
-    points: Sequence[dict], seed: int
-) -> tuple[list[list[str]], dict[str, str], int]:
+def _correlations(points: Sequence[dict], seed: int) -> tuple[list[list[str]], dict[str, str], int]:
     """Rows of the table, what stands above each panel of the figure, and how many groups there
     are."""
     delta = [one["delta"] for one in points]
@@ -277,10 +295,11 @@ def _split(words: str) -> list[str]:
 
 
 def _write_csv(path: str, rows: Sequence[dict]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, lines.getvalue())
 
 
 def _parser() -> argparse.ArgumentParser:

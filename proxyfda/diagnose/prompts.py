@@ -79,6 +79,11 @@ class PromptRun:
         )
         return cls(folder, host, options, backbone.eval())
 
+    @property
+    def output_dim(self) -> int:
+        """d of the features."""
+        return self.frozen.output_dim
+
     @torch.no_grad()
     def encoded(self, sample: Sample) -> Encoded:
         """What the run's model makes of a sample.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import numbers
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def read_sample(path: str, root: str, *, split: str = "test", most: int = 2000, 
 
     Raises:
         NotFound: no such config file, or no data.
-        BadValue: the split is none or empty, or ``most`` below 1.
+        BadValue: the split is none or empty, images have no class, or ``most`` is below 1.
     """
     if split not in SPLITS:
         raise BadValue(f"the split is {split!r}; use one of {', '.join(SPLITS)}")
@@ -135,6 +136,14 @@ def read_sample(path: str, root: str, *, split: str = "test", most: int = 2000, 
     if len(found) > most:
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
         items = [found[place] for place in sorted(order[:most].tolist())]
+    unlabelled = sum(
+        not isinstance(item.label, numbers.Integral) or item.label < 0 for item in items
+    )
+    if unlabelled:
+        raise BadValue(
+            f"{name} has {unlabelled} {split} images without a class, which OTDD and the probes "
+            "need; use another --split, or a dataset with labels"
+        )
     labels = torch.tensor([item.label for item in items])
     names, texts = dataset.classnames, templates_of(dataset)
     return Sample(name, items, labels, names, texts, len(found), path, root)

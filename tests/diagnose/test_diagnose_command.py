@@ -3,13 +3,14 @@
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 import yaml
 
-from proxyfda.diagnose.command import main
+from proxyfda.diagnose.command import _names, main
 from proxyfda.diagnose.encoders import encode, load_encoder
 from proxyfda.diagnose.samples import read_sample
 from proxyfda.diagnose.sweep import measure_runs
@@ -185,17 +186,88 @@ def test_images_are_prepared_as_the_backbone_says(bundled_data):
     assert next(sample.batches(backbone)) is batch  # the next encoder takes the same
 
 
+def test_models_have_the_shortest_names_that_tell_them_apart(tmp_path):
+    def run(*place):
+        folder = tmp_path / layout.finetune("train", *place)
+        folder.mkdir(parents=True)
+        return str(folder)
+
+    scenes, fruits = ("bundled_scenes", "FDAFineTune"), ("bundled_fruits", "FDAFineTune")
+    one, other = run(*scenes, "bundled", 1), run("bundled_scenes", "FineTune", "bundled", 1)
+    assert list(_names([one, other])) == ["FDA", "naive"]
+    second = run(*fruits, "bundled", 1)
+    assert list(_names([one, second])) == ["FDA (bundled_scenes, seed 1)",
+                                           "FDA (bundled_fruits, seed 1)"]  # fmt: skip
+    third = run(*scenes, "bundled-weight_3", 1)
+    assert list(_names([one, third]))[1] == "FDA (bundled_scenes, bundled-weight_3, seed 1)"
+    assert _names([one, "ViT-B/32=/a/b.pt"]) == {"FDA": one, "ViT-B/32 b.pt": "ViT-B/32=/a/b.pt"}
+    same = ["ViT-B/32=/a/b.pt", "ViT-B/32=/c/b.pt"]
+    assert list(_names(same)) == same
+
+
+def test_a_table_is_there_after_each_dataset(runs, bundled_data, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("proxyfda.diagnose.command._draw", interrupted)
+    model = str(runs / layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 1))
+    words = [model, "--datasets", "bundled_fruits", "--root", str(bundled_data)]
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "--out", str(tmp_path)])
+    assert [row["dataset"] for row in rows_of(tmp_path / "diagnose.csv")] == ["bundled_fruits"]
+
+
+@pytest.mark.parametrize("label", [None, -1], ids=["none", "minus one"])
+def test_images_without_a_class_are_refused(label, bundled_data, monkeypatch):
+    class Unlabelled:
+        classnames, test = ["a"], [SimpleNamespace(label=0), SimpleNamespace(label=label)]
+
+    monkeypatch.setattr("proxyfda.diagnose.samples.build_dataset", lambda cfg: Unlabelled())
+    with pytest.raises(UserError, match="has 1 test images without a class, which OTDD and"):
+        read_sample(FRUITS, str(bundled_data))
+
+
+TWO = ["ViT-Bundled=bundled", "--frozen", "ViT-Bundled=bundled"]
+FRUITS_OF = ["--datasets", "bundled_fruits"]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["nowhere", "--datasets", "bundled_fruits"], "'nowhere' is no model"),
+        (["runs/nowhere/seed1", *FRUITS_OF], "the folder runs/nowhere/seed1 does not exist"),
+        (["docs", *FRUITS_OF], "docs has neither a config.yaml nor a log.txt"),
+        ([*TWO[:1], *TWO, *FRUITS_OF], "the model ViT-Bundled=bundled is given twice"),
+        ([*TWO, "--datasets", " , "], "--datasets is ' , '; name datasets"),
+        ([*TWO, *FRUITS_OF, "--images", "9"], "has 9 images here, too few for 8 neighbours"),
+        ([*TWO, *FRUITS_OF, "--images", "0"], "the number of images is 0"),
+        ([*TWO, *FRUITS_OF, "--k", "0"], "k is 0"),
+        (
+            [*TWO[1:], "timm:resnet10t=random", *FRUITS_OF],
+            "the frozen model has features of 128 dimensions and timm:resnet10t random of 512",
+        ),
         (["ViT-Bundled=bundled", "--datasets", "bundled_fruits"], "--frozen is not given"),
         (["ViT-Bundled=bundled", "--datasets", "bundled_nuts"], "no dataset 'bundled_nuts'"),
         (["x", "--datasets", "bundled_fruits", "--entry", "nothing"], "no nothing.py"),
         (["correlate", "nowhere"], "nowhere is no folder"),
         (["correlate", "docs"], "docs has no run that was tuned end to end"),
     ],
-    ids=["model", "frozen", "dataset", "entry", "folder", "empty"],
+    ids=[
+        "model",
+        "model-folder",
+        "no-run",
+        "twice",
+        "datasets",
+        "few",
+        "none",
+        "k",
+        "dimensions",
+        "frozen",
+        "dataset",
+        "entry",
+        "folder",
+        "empty",
+    ],
 )
 def test_bad_input_is_one_sentence(words, message, bundled_data, tmp_path):
     with pytest.raises(UserError, match=message):
