@@ -206,6 +206,7 @@ def _correlate(args: argparse.Namespace) -> int:
         lambda dataset: _sample(args, project.dataset_config(dataset)),
         split=args.split,
         datasets=_split(args.datasets),
+        tuned=_split(args.tuned),
         k=args.k,
         seed=args.seed,
         device=_device(),
@@ -324,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--map", default="pca", choices=figures.MAPS, help="figure of the features")
     add("--no-figures", dest="figures", action="store_false", help="tables alone")
-    _add_common(parser, images=2000)
+    _add_common(parser, images=2000, splits=tuple(SPLITS))
     return parser
 
 
@@ -336,15 +337,16 @@ def _correlate_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("output", metavar="OUTPUT", help="folder that has finetune/train and the probes")
     add("--datasets", default="", help="to measure on (default: all that were probed)")
+    add("--tuned", default="", help="only runs that were tuned on these (default: all)")
     add("--out", default="", metavar="DIR", help="(default: OUTPUT/diagnose)")
-    _add_common(parser, images=500)
+    _add_common(parser, images=500, splits=tuple(layout.PROBES))
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, images: int) -> None:
+def _add_common(parser: argparse.ArgumentParser, images: int, splits: Sequence[str]) -> None:
     add = parser.add_argument
     add("--root", default="", help="folder of the datasets")
-    add("--split", default="test", choices=tuple(SPLITS), help="images of it (default: test)")
+    add("--split", default="test", choices=splits, help="images of it (default: test)")
     add("--images", type=int, default=images, help=f"of each dataset, at most (default: {images})")
     add("--k", type=int, default=8, help="neighbours (default: 8)")
     add("--seed", type=int, default=0, help="of what is drawn (default: 0)")

@@ -169,8 +169,11 @@ def test_a_run_without_its_training_is_named(runs, bundled_data, tmp_path):
     gone = layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 2)
     shutil.rmtree(tmp_path / "runs" / gone)
     sample, said = read_sample(FRUITS, str(bundled_data), most=12), []
-    points = measure_runs(str(tmp_path / "runs"), lambda dataset: sample, k=4, say=said.append)
+    more = {"k": 4, "say": said.append}
+    points = measure_runs(str(tmp_path / "runs"), lambda dataset: sample, **more)
     assert [point["seed"] for point in points] == [1, 3]
+    with pytest.raises(UserError, match="has no run that was tuned end to end"):
+        measure_runs(str(tmp_path / "runs"), lambda dataset: sample, tuned=["x"], **more)
     assert [line for line in said if f"its training is not in {tmp_path / 'runs' / gone}" in line]
 
 

@@ -79,5 +79,5 @@ def test_the_images_shown_are_those_that_lost_most_of_the_neighbours_shown(parts
         return axes.spines["top"].get_linewidth() > 1
 
     kept = neighbours_kept(frozen.features, tuned[one].features, 2)
-    least = sorted(kept[LABELS == label].min().item() for label in range(3))
+    least = sorted(kept[sample.labels == label].min().item() for label in range(3))
     assert [sum(map(thick, row[1:3])) / 2 for row in rows] == least
