@@ -7,8 +7,8 @@ figures, and how well each measure goes with forgetting over the runs of a sweep
 
 from proxyfda.diagnose.comparison import Comparison, compare
 from proxyfda.diagnose.correlation import Correlation, correlate
-from proxyfda.diagnose.encoders import load_encoder
-from proxyfda.diagnose.samples import Encoded, Sample, encode, read_sample
+from proxyfda.diagnose.encoders import encode, load_encoder
+from proxyfda.diagnose.samples import Encoded, Sample, read_sample
 
 __all__ = [
     "Comparison",

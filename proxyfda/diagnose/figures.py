@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def layer_figure(title: str, comparisons: dict[str, Comparison]) -> Figure:
     axes.set(title=title, xlabel="blocks passed", ylabel="drift of the tokens' mean")
     axes.set_xticks(sorted({at for found in drawn.values() for at in found.layers}))
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=min(3, len(drawn)), frameon=False, fontsize=9)
+    _legend(figure, drawn)
     return figure
 
 
@@ -80,8 +81,10 @@ def map_figure(
                 *points[sample.labels == label].t(), s=16, color=style["color"],
                 marker=style["marker"], linewidths=0.3, edgecolors="black",
             )  # fmt: skip
-        axes.set(title=name, xticks=[], yticks=[])
-    handles = [handle_of(sample.classnames[at], style) for at, style in zip(shown, STYLES)]
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(textwrap.fill(name, 36), fontsize=10)
+    names = [_short(sample.classnames[at], 18) for at in shown]
+    handles = [handle_of(name, style) for name, style in zip(names, STYLES)]
     if rest.any():
         handles.append(handle_of("other classes", {**STYLES[-1], "color": "0.8", "marker": "."}))
     figure.suptitle(f"{sample.name}, {len(sample.labels)} images, {_MAP_TITLES[kind]}", fontsize=10)
@@ -113,14 +116,16 @@ def neighbour_figure(
     One image of a class, while there are classes. Neighbours that both have are framed; those of
     another class than the image's have their class written in bold.
     """
-    chosen = _one_of_each(comparison.kept, sample.labels, queries)
     near = [_nearest(encoded.features, shown) for encoded in (frozen, tuned)]
     shown = near[0].shape[1]
+    # Of those that are shown, and among equals of all K.
+    kept = (near[0][:, :, None] == near[1][:, None]).any(2).double().mean(1)
+    chosen = _one_of_each(kept + 1e-3 * comparison.kept, sample.labels, queries)
     figure = Figure(figsize=(1.05 * (2 * shown + 2), 1.35 * len(chosen) + 0.75))
     widths = [1, 0.25, *([1] * shown), 0.25, *([1] * shown)]
     grid = figure.add_gridspec(
         len(chosen), len(widths), width_ratios=widths, left=0.01, right=0.99, bottom=0.06,
-        top=1 - 0.65 / figure.get_figheight(), hspace=0.45, wspace=0.08,
+        top=1 - 0.8 / figure.get_figheight(), hspace=0.45, wspace=0.08,
     )  # fmt: skip
     for row, query in enumerate(chosen):
         columns = [(0, query, "query" if row == 0 else "")]
@@ -146,7 +151,7 @@ def neighbour_figure(
             for spine in axes.spines.values():
                 spine.set_linewidth(2.5 if place in both else 0.5)
     note = "thick frame: neighbour in both; bold: another class than the query's"
-    figure.suptitle(f"{title} ({note})", fontsize=10)
+    figure.suptitle(f"{title}\n{note}", fontsize=10)
     return figure
 
 
@@ -190,10 +195,11 @@ def class_figure(sample: Sample, comparisons: dict[str, Comparison]) -> Figure:
             at, [one[label] for label in labels], 0.92 * height, label=name, color=style["color"],
             hatch=style["hatch"], edgecolor="white" if style["hatch"] else "black", linewidth=0.6,
         )  # fmt: skip
-    axes.set_yticks(range(len(labels)), [sample.classnames[label] for label in labels], fontsize=8)
+    names = [_short(sample.classnames[label], 28) for label in labels]
+    axes.set_yticks(range(len(labels)), names, fontsize=8)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set(xlim=(0, 1), xlabel="share of neighbours kept", title=sample.name)
-    figure.legend(loc="outside lower center", ncols=min(3, len(means)), frameon=False, fontsize=9)
+    _legend(figure, means)
     return figure
 
 
@@ -226,6 +232,13 @@ def scatter_figure(
     handles = [handle_of(names[name], style) for name, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+def _legend(figure: Figure, names: Iterable[str]) -> None:
+    """A legend below everything, in as many columns as its longest name leaves room for."""
+    each = 0.65 + 0.08 * max(map(len, names))  # inches of an entry
+    columns = max(1, min(3, int(figure.get_figwidth() / each)))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _styles(names: dict) -> list[dict]:

@@ -1,7 +1,10 @@
-"""Images of datasets, and what encoders make of them."""
+"""Images of datasets, and the form of what models make of them."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import numbers
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +15,12 @@ import torchvision.transforms as T
 from torch import Tensor
 
 from proxyfda.backbones import ImageBackbone
-from proxyfda.backbones.zero_shot import templates_of, zero_shot_weights
+from proxyfda.backbones.zero_shot import templates_of
 from proxyfda.dassl import build_dataset, read_image
 from proxyfda.experiments.config import default_config, merge_file
-from proxyfda.utils.errors import BadModel, BadValue
+from proxyfda.utils.errors import BadValue
 
-__all__ = ["Encoded", "Sample", "encode", "read_sample"]
+__all__ = ["Encoded", "Sample", "read_sample"]
 
 SPLITS = {"test": "test", "val": "val", "train": "train_x"}
 _BATCH = 100
@@ -35,6 +38,8 @@ class Sample:
         classnames: by label.
         templates: of the texts of classes.
         total: images that there are to draw from.
+        path, root: the dataset's config file, and the folder of the datasets; empty for what the
+            config says.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Sample:
     classnames: Sequence[str]
     templates: Sequence[str]
     total: int
+    path: str = ""
+    root: str = ""
     _kept: dict[tuple, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def image(self, place: int) -> Any:
@@ -79,17 +86,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of a sample.
+    """What a model makes of a sample.
 
     Attributes:
         features: [N, d], fp32 on the CPU, not normalised.
         layers: after how many blocks -> mean over the tokens there [N, C]; empty where it has none.
-        texts: of the classes [C, d], of length 1; None without texts.
+        guesses: the class that each image is taken for [N], by texts; None without texts.
+        note: what has to be said of it, else empty.
     """
 
     features: Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)
-    texts: Tensor | None = None
+    guesses: Tensor | None = None
+    note: str = ""
 
 
 def read_sample(path: str, root: str, *, split: str = "test", most: int = 2000, seed: int = 0):
@@ -107,7 +116,7 @@ def read_sample(path: str, root: str, *, split: str = "test", most: int = 2000, 
 
     Raises:
         NotFound: no such config file, or no data.
-        BadValue: the split is none or empty, or ``most`` below 1.
+        BadValue: the split is none or empty, images have no class, or ``most`` is below 1.
     """
     if split not in SPLITS:
         raise BadValue(f"the split is {split!r}; use one of {', '.join(SPLITS)}")
@@ -117,7 +126,8 @@ def read_sample(path: str, root: str, *, split: str = "test", most: int = 2000, 
     merge_file(cfg, path, "--datasets")
     if root:
         cfg.DATASET.ROOT = root
-    dataset = build_dataset(cfg)
+    with contextlib.redirect_stdout(io.StringIO()):  # readers say what they read
+        dataset = build_dataset(cfg)
     name = osp.splitext(osp.basename(path))[0]
     found = list(getattr(dataset, SPLITS[split]) or ())
     if not found:
@@ -126,39 +136,14 @@ def read_sample(path: str, root: str, *, split: str = "test", most: int = 2000, 
     if len(found) > most:
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
         items = [found[place] for place in sorted(order[:most].tolist())]
+    unlabelled = sum(
+        not isinstance(item.label, numbers.Integral) or item.label < 0 for item in items
+    )
+    if unlabelled:
+        raise BadValue(
+            f"{name} has {unlabelled} {split} images without a class, which OTDD and the probes "
+            "need; use another --split, or a dataset with labels"
+        )
     labels = torch.tensor([item.label for item in items])
-    return Sample(name, items, labels, dataset.classnames, templates_of(dataset), len(found))
-
-
-@torch.no_grad()
-def encode(backbone: ImageBackbone, sample: Sample, *, layers: bool = False) -> Encoded:
-    """Features of a sample's images, and of its classes' texts where the backbone has some.
-
-    Args:
-        layers: also the means of the tokens between blocks, in the same pass, where the backbone
-            has them.
-    """
-    device = next(backbone.image_tower.parameters()).device
-    features, slices = [], []
-    for images in sample.batches(backbone):
-        if layers:
-            try:
-                made, tokens = backbone.with_layers(images.to(device))
-                slices.append([part.mean(1).float().cpu() for part in tokens])
-            except BadModel:
-                layers = False
-        if not layers:
-            made = backbone(images.to(device))
-        features.append(made.float().cpu())
-    texts = None
-    if backbone.has_texts:
-        texts = zero_shot_weights(backbone, sample.classnames, sample.templates).float().cpu()
-    positions = _positions(backbone) if layers else []
-    means = {at: torch.cat(parts) for at, parts in zip(positions, zip(*slices))}
-    return Encoded(torch.cat(features), means, texts)
-
-
-def _positions(backbone: ImageBackbone) -> list[int]:
-    from proxyfda.backbones.image import slice_positions
-
-    return slice_positions(len(backbone.blocks()))
+    names, texts = dataset.classnames, templates_of(dataset)
+    return Sample(name, items, labels, names, texts, len(found), path, root)

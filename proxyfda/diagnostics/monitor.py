@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Optional
 
 from torch import Tensor
 
@@ -10,7 +10,21 @@ from proxyfda.diagnostics.drift import l2_drift
 from proxyfda.diagnostics.overlap import neighbour_overlap
 from proxyfda.utils.errors import BadType, BadValue
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "check_monitor"]
+
+
+def check_monitor(monitor: Any) -> Optional[Monitor]:
+    """The monitor, or None for none.
+
+    Raises:
+        BadType: it is something else.
+    """
+    if not (monitor is None or isinstance(monitor, Monitor)):
+        raise BadType(
+            f"monitor is a {type(monitor).__name__}; give a proxyfda.diagnostics.Monitor, such as "
+            "Monitor(writer.add_scalar)."
+        )
+    return monitor
 
 
 class Monitor:

@@ -34,7 +34,7 @@ import re
 from dataclasses import dataclass
 from typing import Iterator, Optional, Sequence, Tuple
 
-from proxyfda.names import PRETRAINED, REFERENCE
+from proxyfda.names import METHODS, PRETRAINED, REFERENCE, WISE_FT
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
@@ -244,14 +244,29 @@ def run_folder_of(path: str) -> str:
     return match[1] if match else ""
 
 
-def training_of(folder: str) -> str:
+def training_of(folder: str, weight: Optional[float] = None) -> str:
     """Folder of the training that a folder of probes is of.
+
+    WiSE-FT trains nothing of its own: its probes are of the plain fine-tuning.
+
+    Args:
+        weight: λ of the training, where the folder of the probes leaves it out, as it does where λ
+            was chosen. Without such a folder it is that of the same config.
 
     >>> training_of("out/finetune/probe_val/dtd/LPFT/cfg/seed1").replace(os.sep, "/")
     'out/finetune/train/dtd/LPFT/cfg/seed1'
+    >>> training_of("out/finetune/probe_val/dtd/WiSEFT/cfg-alpha_0.5/seed1").replace(os.sep, "/")
+    'out/finetune/train/dtd/FineTune/cfg/seed1'
     """
     parts = "|".join(PROBES.values())
-    return re.sub(rf"^(.*[/\\])({parts})(?=[/\\])", rf"\g<1>{TRAIN}", folder)
+    folder = re.sub(rf"^(.*[/\\])({parts})(?=[/\\])", rf"\g<1>{TRAIN}", folder)
+    above, seed = os.path.split(folder)
+    above, config = os.path.split(above)
+    above, name = os.path.split(above)
+    if name == WISE_FT:
+        name, config = METHODS["naive"], re.sub(r"-alpha_[^-/]+$", "", config)
+    chosen = os.path.join(above, name, f"{config}-weight_{weight or 0:.12g}", seed)
+    return chosen if os.path.isdir(chosen) else os.path.join(above, name, config, seed)
 
 
 def run_folders(top: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from proxyfda.dassl import find_checkpoint, load_checkpoint
 from proxyfda.experiments import layout
 from proxyfda.utils.errors import BadValue, NotFound
 
-__all__ = ["TunedRun", "checkpoint_state", "interpolated", "load_tuned"]
+__all__ = ["TunedRun", "checkpoint_state", "interpolated", "load_tuned", "run_config"]
 
 IMAGE, TEXT = "image_encoder", "text_encoder"
 """Names of the checkpoints of the two towers in a run's folder."""
@@ -52,7 +52,7 @@ class TunedRun:
         """
         if not osp.isdir(folder):
             raise NotFound(f"{folder} does not exist; give the output folder of a FineTune run")
-        config = _config_of(folder)
+        config = run_config(folder)
         name = config.get("TRAINER", {}).get("NAME")
         if not osp.isdir(osp.join(folder, IMAGE)):
             raise BadValue(
@@ -114,7 +114,12 @@ def checkpoint_state(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _config_of(folder: str) -> dict[str, Any]:
+def run_config(folder: str) -> dict[str, Any]:
+    """The content of ``config.yaml`` in a run's folder.
+
+    Raises:
+        BadValue: there is none, or it is damaged.
+    """
     path = osp.join(folder, layout.CONFIG)
     try:
         with open(path, encoding="utf-8") as file:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from proxyfda.diagnostics.monitor import Monitor, check_monitor
 from proxyfda.integrations.loop import Attached
 from proxyfda.integrations.session import Session
 from proxyfda.utils.errors import BadModel, NotInstalled
@@ -38,11 +39,14 @@ class RegulariserCallback(Callback):
             :func:`~proxyfda.integrations.loop.attach`.
         generator_lr: learning rate of the regulariser's own parameters; None leaves them to your
             ``configure_optimizers``.
+        monitor: looks at the features of every so many batches; in a resumed fit it goes on
+            counting.
 
     Attributes:
         handle: what ``attach`` returned, while the trainer fits; else None.
 
     Raises:
+        BadType: a monitor of another kind.
         BadModel: when the fit is set up: the ``LightningModule`` has no module of that name.
         BadType, BadValue: then as well, as ``attach`` does.
     """
@@ -57,6 +61,7 @@ class RegulariserCallback(Callback):
         output: Union[int, str, None] = None,
         features: Optional[Callable[[Tensor], Tensor]] = None,
         generator_lr: Optional[float] = 1e-3,
+        monitor: Optional[Monitor] = None,
     ) -> None:
         super().__init__()
         self._module = module
@@ -67,6 +72,7 @@ class RegulariserCallback(Callback):
             "output": output,
             "features": features,
             "generator_lr": generator_lr,
+            "monitor": check_monitor(monitor),
         }
         self._session: Optional[Session] = None
 

@@ -16,7 +16,7 @@ from torch.utils import _python_dispatch, checkpoint
 from proxyfda.anchors.cached_features import CachedFeatures
 from proxyfda.anchors.frozen_copy import FrozenCopy
 from proxyfda.anchors.outputs import tensor_of
-from proxyfda.diagnostics.monitor import Monitor
+from proxyfda.diagnostics.monitor import Monitor, check_monitor
 from proxyfda.integrations import loss_scale
 from proxyfda.integrations.capture import in_backward_pass
 from proxyfda.integrations.ranks import OwnParameters
@@ -136,11 +136,7 @@ def attach(
         or not (anchors == "copy" or callable(anchors))
     ):
         raise BadType(f'anchors is {anchors!r}; give "copy", a module or a function.')
-    if not (monitor is None or isinstance(monitor, Monitor)):
-        raise BadType(
-            f"monitor is a {type(monitor).__name__}; give a proxyfda.diagnostics.Monitor, such as "
-            "Monitor(writer.add_scalar)."
-        )
+    check_monitor(monitor)
     return Attached(
         module, regulariser, weight, anchors, scale, output, features, together, average, monitor
     )

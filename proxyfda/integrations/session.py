@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from proxyfda.anchors.frozen_copy import FrozenCopy
+from proxyfda.diagnostics.monitor import Monitor, check_monitor
 from proxyfda.integrations.loop import Attached, attach
 from proxyfda.utils.errors import BadType, BadValue, Unusable
 
@@ -22,7 +23,7 @@ class Session:
     has loaded tuned weights into the module.
 
     Args:
-        module, regulariser, weight, anchors, output, features: see
+        module, regulariser, weight, anchors, output, features, monitor: see
             :func:`~proxyfda.integrations.loop.attach`.
         generator_lr: learning rate of Adam over the regulariser's own parameters; None leaves them
             to an optimiser of yours.
@@ -31,7 +32,7 @@ class Session:
         handle: what ``attach`` returned; None outside a run.
 
     Raises:
-        BadType: no module, or anchors of another kind.
+        BadType: no module, or anchors or a monitor of another kind.
         BadValue: a learning rate that is no finite number above 0.
     """
 
@@ -45,6 +46,7 @@ class Session:
         output: Union[int, str, None] = None,
         features: Optional[Callable[[Tensor], Tensor]] = None,
         generator_lr: Optional[float] = 1e-3,
+        monitor: Optional[Monitor] = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise BadType(
@@ -59,6 +61,7 @@ class Session:
         self._anchors: Any = FrozenCopy(module) if anchors == "copy" else anchors
         self._copied = _outline(module) if anchors == "copy" else None
         self._output, self._features = output, features
+        self._monitor = check_monitor(monitor)
         own: List[nn.Parameter] = []
         if isinstance(regulariser, nn.Module):
             own = [parameter for parameter in regulariser.parameters() if parameter.requires_grad]
@@ -85,6 +88,7 @@ class Session:
             scale=scale,
             output=self._output,
             features=self._features,
+            monitor=self._monitor,
         )
 
     def end(self) -> None:
@@ -133,6 +137,8 @@ class Session:
             state["optimiser"] = self._optimiser.state_dict()
         if self._copied is not None:
             state["copied"] = self._copied
+        if self._monitor is not None:
+            state["batches"] = self._monitor.batches
         return state
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -152,6 +158,8 @@ class Session:
             self.regulariser.load_state_dict(state["regulariser"])
         if self._optimiser is not None and "optimiser" in state:
             self._optimiser.load_state_dict(state["optimiser"])
+        if self._monitor is not None:
+            self._monitor.batches = state.get("batches", 0)
 
 
 def _outline(module: nn.Module) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proxyfda.anchors.frozen_copy import FrozenCopy
+from proxyfda.diagnostics.monitor import Monitor, check_monitor
 from proxyfda.regularisers.base import Regulariser
 from proxyfda.utils.errors import BadModel, BadType, NotInstalled
 
@@ -39,11 +40,13 @@ class RegularisedTask(ClassificationTask):
         regulariser: one of :mod:`proxyfda.regularisers`, or a function of (features, anchors) that
             gives one scalar.
         weight: λ; may be changed later as ``task.weight``.
+        monitor: looks at the features of every so many batches that are trained, also with weight
+            0; checkpoints have its count of batches.
         task_settings: those of ``ClassificationTask``, such as ``criterion`` and ``device``.
 
     Raises:
         BadModel: the model has no single classifier.
-        BadType: a regulariser on weights.
+        BadType: a regulariser on weights, or a monitor of another kind.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class RegularisedTask(ClassificationTask):
         model: nn.Module,
         regulariser: Callable[..., Tensor],
         weight: float = 1.0,
+        *,
+        monitor: Optional[Monitor] = None,
         **task_settings: Any,
     ) -> None:
         super().__init__(model, **task_settings)
@@ -64,6 +69,7 @@ class RegularisedTask(ClassificationTask):
         headless.reset_classifier(0)  # type: ignore[operator]
         self.frozen = FrozenCopy(headless).to(self.device)
         self.regulariser, self.weight = regulariser, weight
+        self.monitor = check_monitor(monitor)
         if isinstance(regulariser, nn.Module):
             regulariser.to(self.device)
 
@@ -81,9 +87,16 @@ class RegularisedTask(ClassificationTask):
             result: Dict[str, Tensor] = super().forward(input, target)
         finally:
             handle.remove()
-        if not entered or not entered[-1].requires_grad or not self.weight:
+        if not entered or not entered[-1].requires_grad:
+            return result
+        looked = self.monitor is not None and self.monitor.due()
+        if not self.weight and not looked:
             return result
         anchors = self.frozen(input)
+        if self.monitor is not None and looked:
+            self.monitor.look(entered[-1], anchors)
+        if not self.weight:
+            return result
         if isinstance(self.regulariser, Regulariser):
             terms = self.regulariser.terms(entered[-1], anchors)
         else:
@@ -96,10 +109,13 @@ class RegularisedTask(ClassificationTask):
     def get_task_state(
         self, module: Optional[nn.Module] = None, ema: bool = False
     ) -> Dict[str, Any]:
-        """The regulariser's state, for timm's checkpoints."""
-        if ema or not isinstance(self.regulariser, nn.Module):
-            return {}
-        return {"regulariser": self.regulariser.state_dict()}
+        """The regulariser's state and the monitor's count of batches, for timm's checkpoints."""
+        state: Dict[str, Any] = {}
+        if not ema and isinstance(self.regulariser, nn.Module):
+            state["regulariser"] = self.regulariser.state_dict()
+        if not ema and self.monitor is not None:
+            state["batches"] = self.monitor.batches
+        return state
 
     def load_task_state(
         self,
@@ -109,8 +125,12 @@ class RegularisedTask(ClassificationTask):
         ema: bool = False,
     ) -> None:
         """Take up :meth:`get_task_state`."""
-        if state and not ema and isinstance(self.regulariser, nn.Module):
+        if not state or ema:
+            return
+        if isinstance(self.regulariser, nn.Module):
             self.regulariser.load_state_dict(state["regulariser"], strict=strict)
+        if self.monitor is not None:
+            self.monitor.batches = state.get("batches", 0)
 
 
 def _classifier(model: nn.Module) -> nn.Module:

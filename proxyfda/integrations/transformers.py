@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from proxyfda.diagnostics.monitor import Monitor
 from proxyfda.integrations.loop import Attached
 from proxyfda.integrations.session import Session
 from proxyfda.utils.errors import BadType, NotFound, NotInstalled, Unusable
@@ -34,6 +35,7 @@ def attach_to_trainer(
     output: Union[int, str, None] = None,
     features: Optional[Callable[[Tensor], Tensor]] = None,
     generator_lr: Optional[float] = 1e-3,
+    monitor: Optional[Monitor] = None,
 ) -> RegulariserCallback:
     """Regularise the features of a module in every ``trainer.train()`` from now on.
 
@@ -54,12 +56,14 @@ def attach_to_trainer(
             :func:`~proxyfda.integrations.loop.attach`.
         generator_lr: learning rate of the regulariser's own parameters; None leaves them to an
             optimiser of yours.
+        monitor: looks at the features of every so many batches, of which an optimiser's step may
+            have several; in a resumed run it goes on counting.
 
     Returns:
         The callback, already among the trainer's; ``trainer.remove_callback`` takes it off.
 
     Raises:
-        BadType: no trainer, no module, or anchors of another kind.
+        BadType: no trainer, no module, or anchors or a monitor of another kind.
         BadValue: a weight or a learning rate that cannot work.
         Unusable: the trainer splits its batches over several GPUs.
     """
@@ -78,6 +82,7 @@ def attach_to_trainer(
         output=output,
         features=features,
         generator_lr=generator_lr,
+        monitor=monitor,
     )
     callback = RegulariserCallback(trainer, session)
     # First, so that those who write logs find the terms in them.

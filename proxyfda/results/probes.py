@@ -87,6 +87,11 @@ class ProbedRun:
         return self.record.details.get("backbone")
 
     @property
+    def training(self):
+        """Folder of the training that was probed, whether it is there or not."""
+        return layout.training_of(self.record.folder, _weight(self.record.details))
+
+    @property
     def setting(self):
         """``λ 3`` and the like; empty where there is neither λ nor α."""
         return f"{self.symbol} {self.weight:g}" if self.symbol else ""
@@ -182,7 +187,7 @@ def _with_result(run, target):
     if fault:
         return replace(run, record=replace(record, fault=f"{path} {fault}"))
     details = details_of(result)
-    trained = _training(record.folder)
+    trained = _training(record.folder, _weight(details))
     times = [found.get("time") or {} for found in (details, trained)]
     details = {**details, **trained, "backbone": details["backbone"]}
     details["time"] = {"run": sum(time.get("run", 0.0) for time in times)}
@@ -208,10 +213,10 @@ def _probes_of(result, path):
     }
 
 
-def _training(folder):
+def _training(folder, weight):
     """What the training says that was probed; nothing where there is none beside the probes."""
     try:
-        return details_of(results_file.read(layout.training_of(folder)))
+        return details_of(results_file.read(layout.training_of(folder, weight)))
     except UserError:
         return {}
 
@@ -220,14 +225,18 @@ def _setting(name, alpha, details):
     """What holds a run back: its symbol and its value."""
     if name == WISE_FT and type(alpha) in (int, float):
         return ALPHA, float(alpha)
-    if split_run_name(name)[1] in ("", NONE):
-        return "", None
-    # Where λ was chosen, the folder of the probes leaves it out, and no training lies beside it.
-    weight = (details.get("regulariser") or {}).get("weight", details["cfg"].get(_WEIGHT))
+    weight = None if split_run_name(name)[1] in ("", NONE) else _weight(details)
+    return ("", None) if weight is None else (LAMBDA, weight)
+
+
+def _weight(details):
+    """λ of a run, as its probes say it as well; ``None`` where it is not known."""
+    cfg = details.get("cfg") or {}
+    weight = (details.get("regulariser") or {}).get("weight", cfg.get(_WEIGHT))
     try:
-        return LAMBDA, float(weight)
+        return float(weight)
     except (TypeError, ValueError):
-        return "", None
+        return None
 
 
 def read_runs(outputs, split="test", required=True):

@@ -330,7 +330,7 @@ def _read_log(path, record):
     accuracy = float(found[1])
     if not 0 <= accuracy <= 100:
         return incomplete(f"has accuracy {accuracy}")
-    cfg = _printed_config(head)
+    cfg = printed_config(head)
     said = {"trainer": cfg.get("TRAINER.NAME"), "subsample": cfg.get("DATASET.SUBSAMPLE_CLASSES")}
     for name, key in (("seed", "SEED"), ("shots", "DATASET.NUM_SHOTS")):
         if re.fullmatch(r"-?\d+", cfg.get(key, "")):
@@ -361,7 +361,7 @@ def _source(text):
     return {"source": dataset_key(place.dataset)} if place else {}
 
 
-def _printed_config(text):
+def printed_config(text):
     """The config that train.py prints at the start of a log, flat."""
     cfg, nodes = {}, []
     _, _, text = text.partition("** Config **")

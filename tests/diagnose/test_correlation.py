@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from proxyfda.diagnose import correlate
+from proxyfda.diagnose.correlation import stronger
 
 
 def pairs(count=30, noise=1.0, seed=0):
@@ -41,6 +42,19 @@ def test_pairs_of_a_group_are_drawn_together():
     # Copies say nothing new: the interval is that of the ten, and not one of fifty.
     assert grouped.pearson_interval == pytest.approx(alone.pearson_interval)
     assert numpy.ptp(copies.pearson_interval) < 0.7 * numpy.ptp(grouped.pearson_interval)
+
+
+def test_which_of_two_measures_goes_more_closely():
+    x, y = pairs(60, noise=0.5)
+    other = -(y + 3 * numpy.random.default_rng(1).normal(size=60))
+    found = stronger(x, other, y)
+    want = [abs(of(x, y)[0]) - abs(of(other, y)[0]) for of in (stats.pearsonr, stats.spearmanr)]
+    assert [found.pearson, found.spearman] == pytest.approx(want)
+    assert found.pearson_interval[0] > 0 and found.spearman_interval[0] > 0
+    # A measure is not told apart from itself, and two alike move together over the draws.
+    assert stronger(x, x, y).pearson_interval == (0, 0)
+    near = stronger(x, x + 0.01 * other, y)
+    assert numpy.ptp(near.pearson_interval) < 0.2 * numpy.ptp(correlate(x, y).pearson_interval)
 
 
 @pytest.mark.parametrize(

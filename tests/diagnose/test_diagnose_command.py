@@ -1,16 +1,20 @@
 """The commands on a few rendered images and checkpoints that were made by hand."""
 
 import csv
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 import yaml
 
-from proxyfda.diagnose.command import main
-from proxyfda.diagnose.encoders import load_encoder
-from proxyfda.diagnose.samples import encode, read_sample
+from proxyfda.diagnose.command import _names, main
+from proxyfda.diagnose.encoders import encode, load_encoder
+from proxyfda.diagnose.samples import read_sample
+from proxyfda.diagnose.sweep import measure_runs
+from proxyfda.diagnostics import l2_drift
 from proxyfda.experiments import layout
 from proxyfda.utils.errors import UserError
 from proxyfda.utils.files import write_json
@@ -49,30 +53,30 @@ def make_run(folder, noise):
     return str(folder)
 
 
+def make_probes(folder, accuracy, **more):
+    """The probes of a run as they leave them, by what its folder says; ``more`` of the result."""
+    folder.mkdir(parents=True)
+    name = layout.parse(str(folder)).name
+    probe = {"zero_shot": None, "strength": 1e-4, "classes": 24, "images": 48}
+    probes = {
+        "bundled_fruits": {"linear_probe": accuracy, **probe},
+        "bundled_scenes": {"linear_probe": 50.0, **probe},
+    }
+    backbone = {"name": "ViT-Bundled", "weights": "bundled"}
+    content = {"accuracy": accuracy, "probes": probes, "alpha": 1.0, "name": name, **more}
+    content = {**content, "split": "test", "trainer": name, "backbone": backbone}
+    write_json(str(folder / layout.RESULT), content)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """An output with three runs, tuned on scenes and probed on fruits."""
     output = tmp_path_factory.mktemp("runs")
-    probe = {"zero_shot": None, "strength": 1e-4, "classes": 24, "images": 48}
-
-    def probed(folder, name, accuracy, alpha):
-        (output / folder).mkdir(parents=True)
-        probes = {
-            "bundled_fruits": {"linear_probe": accuracy, **probe},
-            "bundled_scenes": {"linear_probe": 50.0, **probe},
-        }
-        content = {"accuracy": accuracy, "probes": probes, "alpha": alpha, "name": name}
-        backbone = {"name": "ViT-Bundled", "weights": "bundled"}
-        write_json(
-            str(output / folder / layout.RESULT),
-            {**content, "split": "test", "trainer": name, "backbone": backbone},
-        )
-
-    probed(layout.pretrained("probe_test", "bundled"), "Pretrained", 80.0, 0.0)
+    make_probes(output / layout.pretrained("probe_test", "bundled"), 80.0, alpha=0.0)
     for seed, noise in ((1, 0.05), (2, 0.2), (3, 0.4)):
         place = ("bundled_scenes", "FineTune", "bundled", seed)
         make_run(output / layout.finetune("train", *place), noise)
-        probed(layout.finetune("probe_test", *place), "FineTune", 80 - 100 * noise, 1.0)
+        make_probes(output / layout.finetune("probe_test", *place), 80 - 100 * noise)
     return output
 
 
@@ -131,6 +135,48 @@ def test_measures_of_a_sweep_against_forgetting(runs, bundled_data, tmp_path, ca
     assert "3 runs" in printed and "the intervals say little" in printed
 
 
+def test_runs_whose_strength_was_chosen_are_measured(runs, bundled_data, tmp_path):
+    place = ("bundled_scenes", "FDAFineTune")
+    for value, noise in ((0.3, 0.4), (3, 0.1)):
+        folder = layout.finetune("train", *place, f"bundled-weight_{value}", 1)
+        make_run(tmp_path / folder, noise)
+    chosen = str(tmp_path / folder)
+    make_probes(tmp_path / layout.pretrained("probe_test", "bundled"), 80.0, alpha=0.0)
+    # Where λ and α were chosen the names of the probes leave them out.
+    folder = tmp_path / layout.finetune("probe_test", *place, "bundled", 1)
+    make_probes(folder, 78.0, regulariser={"name": "fda", "weight": 3.0})
+    folder = tmp_path / layout.finetune("probe_test", "bundled_scenes", "WiSEFT", "bundled", 3)
+    make_probes(folder, 70.0, alpha=0.25)
+    plain = layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 3)
+    shutil.copytree(runs / plain, tmp_path / plain)
+
+    sample, said = read_sample(FRUITS, str(bundled_data), most=12), []
+    points = measure_runs(str(tmp_path), lambda dataset: sample, k=4, say=said.append)
+    assert not [line for line in said if line.startswith("left out")]
+    frozen = encode(load_encoder("ViT-Bundled=bundled"), sample).features
+    want = {
+        "FDAFineTune": load_encoder(chosen),
+        "WiSEFT": load_encoder(str(tmp_path / plain), alpha=0.25),
+    }
+    assert {point["name"]: point["l2_drift"] for point in points} == {
+        name: pytest.approx(l2_drift(frozen, encode(model, sample).features, unit=True))
+        for name, model in want.items()
+    }
+
+
+def test_a_run_without_its_training_is_named(runs, bundled_data, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    gone = layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 2)
+    shutil.rmtree(tmp_path / "runs" / gone)
+    sample, said = read_sample(FRUITS, str(bundled_data), most=12), []
+    more = {"k": 4, "say": said.append}
+    points = measure_runs(str(tmp_path / "runs"), lambda dataset: sample, **more)
+    assert [point["seed"] for point in points] == [1, 3]
+    with pytest.raises(UserError, match="has no run that was tuned end to end"):
+        measure_runs(str(tmp_path / "runs"), lambda dataset: sample, tuned=["x"], **more)
+    assert [line for line in said if f"its training is not in {tmp_path / 'runs' / gone}" in line]
+
+
 def test_images_are_prepared_as_the_backbone_says(bundled_data):
     sample = read_sample(FRUITS, str(bundled_data), most=3)
     backbone = load_encoder("ViT-Bundled=bundled")
@@ -143,17 +189,88 @@ def test_images_are_prepared_as_the_backbone_says(bundled_data):
     assert next(sample.batches(backbone)) is batch  # the next encoder takes the same
 
 
+def test_models_have_the_shortest_names_that_tell_them_apart(tmp_path):
+    def run(*place):
+        folder = tmp_path / layout.finetune("train", *place)
+        folder.mkdir(parents=True)
+        return str(folder)
+
+    scenes, fruits = ("bundled_scenes", "FDAFineTune"), ("bundled_fruits", "FDAFineTune")
+    one, other = run(*scenes, "bundled", 1), run("bundled_scenes", "FineTune", "bundled", 1)
+    assert list(_names([one, other])) == ["FDA", "naive"]
+    second = run(*fruits, "bundled", 1)
+    assert list(_names([one, second])) == ["FDA (bundled_scenes, seed 1)",
+                                           "FDA (bundled_fruits, seed 1)"]  # fmt: skip
+    third = run(*scenes, "bundled-weight_3", 1)
+    assert list(_names([one, third]))[1] == "FDA (bundled_scenes, bundled-weight_3, seed 1)"
+    assert _names([one, "ViT-B/32=/a/b.pt"]) == {"FDA": one, "ViT-B/32 b.pt": "ViT-B/32=/a/b.pt"}
+    same = ["ViT-B/32=/a/b.pt", "ViT-B/32=/c/b.pt"]
+    assert list(_names(same)) == same
+
+
+def test_a_table_is_there_after_each_dataset(runs, bundled_data, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("proxyfda.diagnose.command._draw", interrupted)
+    model = str(runs / layout.finetune("train", "bundled_scenes", "FineTune", "bundled", 1))
+    words = [model, "--datasets", "bundled_fruits", "--root", str(bundled_data)]
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "--out", str(tmp_path)])
+    assert [row["dataset"] for row in rows_of(tmp_path / "diagnose.csv")] == ["bundled_fruits"]
+
+
+@pytest.mark.parametrize("label", [None, -1], ids=["none", "minus one"])
+def test_images_without_a_class_are_refused(label, bundled_data, monkeypatch):
+    class Unlabelled:
+        classnames, test = ["a"], [SimpleNamespace(label=0), SimpleNamespace(label=label)]
+
+    monkeypatch.setattr("proxyfda.diagnose.samples.build_dataset", lambda cfg: Unlabelled())
+    with pytest.raises(UserError, match="has 1 test images without a class, which OTDD and"):
+        read_sample(FRUITS, str(bundled_data))
+
+
+TWO = ["ViT-Bundled=bundled", "--frozen", "ViT-Bundled=bundled"]
+FRUITS_OF = ["--datasets", "bundled_fruits"]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["nowhere", "--datasets", "bundled_fruits"], "'nowhere' is no model"),
+        (["runs/nowhere/seed1", *FRUITS_OF], "the folder runs/nowhere/seed1 does not exist"),
+        (["docs", *FRUITS_OF], "docs has neither a config.yaml nor a log.txt"),
+        ([*TWO[:1], *TWO, *FRUITS_OF], "the model ViT-Bundled=bundled is given twice"),
+        ([*TWO, "--datasets", " , "], "--datasets is ' , '; name datasets"),
+        ([*TWO, *FRUITS_OF, "--images", "9"], "has 9 images here, too few for 8 neighbours"),
+        ([*TWO, *FRUITS_OF, "--images", "0"], "the number of images is 0"),
+        ([*TWO, *FRUITS_OF, "--k", "0"], "k is 0"),
+        (
+            [*TWO[1:], "timm:resnet10t=random", *FRUITS_OF],
+            "the frozen model has features of 128 dimensions and timm:resnet10t random of 512",
+        ),
         (["ViT-Bundled=bundled", "--datasets", "bundled_fruits"], "--frozen is not given"),
         (["ViT-Bundled=bundled", "--datasets", "bundled_nuts"], "no dataset 'bundled_nuts'"),
         (["x", "--datasets", "bundled_fruits", "--entry", "nothing"], "no nothing.py"),
         (["correlate", "nowhere"], "nowhere is no folder"),
         (["correlate", "docs"], "docs has no run that was tuned end to end"),
     ],
-    ids=["model", "frozen", "dataset", "entry", "folder", "empty"],
+    ids=[
+        "model",
+        "model-folder",
+        "no-run",
+        "twice",
+        "datasets",
+        "few",
+        "none",
+        "k",
+        "dimensions",
+        "frozen",
+        "dataset",
+        "entry",
+        "folder",
+        "empty",
+    ],
 )
 def test_bad_input_is_one_sentence(words, message, bundled_data, tmp_path):
     with pytest.raises(UserError, match=message):

@@ -83,3 +83,13 @@ def test_the_run_of_a_file_in_it():
         "/out/dtd/CoOp/c_16shots/seed1"
     )
     assert layout.run_folder_of("/weights/model.pth") == ""
+
+
+def test_the_training_of_probes_whose_strength_was_chosen(tmp_path):
+    probes = tmp_path / layout.finetune("probe_test", "dtd", "FDAFineTune", "cfg", 2)
+    plain = tmp_path / layout.finetune("train", "dtd", "FDAFineTune", "cfg", 2)
+    chosen = tmp_path / layout.finetune("train", "dtd", "FDAFineTune", "cfg-weight_0.3", 2)
+    assert layout.training_of(str(probes), 0.3) == str(plain)  # nothing else is there
+    chosen.mkdir(parents=True)
+    assert layout.training_of(str(probes), 0.3) == str(chosen)
+    assert layout.training_of(str(probes), 3.0) == layout.training_of(str(probes)) == str(plain)

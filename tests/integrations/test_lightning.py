@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from proxyfda import L2SP, FrozenCopy, ProxyFDA
+from proxyfda.diagnostics import Monitor
 from proxyfda.utils.errors import BadModel, BadType, Unusable
 
 lightning = pytest.importorskip("lightning")
@@ -174,6 +175,24 @@ def test_resuming_with_a_copy_of_tuned_weights_is_refused(interrupted):
         trainer(callback).fit(model, loader(), ckpt_path=str(path))
 
 
+@pytest.mark.parametrize("weight", [WEIGHT, 0.0], ids=["regularised", "plain"])
+def test_a_monitor_sees_every_second_batch_and_goes_on_counting(weight, tmp_path):
+    def monitored(**more):
+        written = []
+        monitor = Monitor(lambda *entry: written.append(entry), every=2)
+        callback = RegulariserCallback("encoder", regulariser(), weight, monitor=monitor)
+        fit = trainer(callback, checkpoints(tmp_path), enable_checkpointing=True)
+        fit.fit(Plain(), loader(), **more)
+        return written
+
+    whole = monitored()  # 2 epochs of 5 batches
+    assert [step for _, _, step in whole] == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+    values = {(name, step): value for name, value, step in whole}
+    assert values["features/overlap", 0] == 1.0 and values["features/drift", 8] > 1e-3
+    path = next(tmp_path.glob("epoch=0*.ckpt"))
+    assert monitored(ckpt_path=str(path)) == [one for one in whole if one[2] >= 6]
+
+
 def test_a_second_fit_keeps_the_first_copy():
     model, callback = Plain(), RegulariserCallback("encoder", regulariser(), WEIGHT)
     for _ in range(2):
@@ -187,8 +206,9 @@ def test_a_second_fit_keeps_the_first_copy():
     [
         (lambda: RegulariserCallback("enc", regulariser()), BadModel, "no module 'enc'.*encoder"),
         (lambda: RegulariserCallback("encoder", L2SP(Plain())), BadType, "acts on weights"),
+        (lambda: RegulariserCallback("encoder", regulariser(), monitor=3), BadType, "is a int"),
     ],
-    ids=["name", "weights"],
+    ids=["name", "weights", "monitor"],
 )
 def test_a_mistake_is_one_sentence(callback, error, words):
     with pytest.raises(error, match=words):

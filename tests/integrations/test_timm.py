@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from proxyfda import L2SP, FrozenCopy, ProxyFDA, attach
+from proxyfda.diagnostics import Monitor
 from proxyfda.utils.errors import BadModel, BadType
 
 timm = pytest.importorskip("timm")
@@ -116,6 +117,27 @@ def test_nothing_is_added(state):
         assert "loss_task" not in task(*batches(1)[0])
 
 
+@pytest.mark.parametrize("weight", [WEIGHT, 0.0], ids=["regularised", "plain"])
+def test_a_monitor_sees_every_third_batch_and_its_count_is_kept(weight):
+    def monitored():
+        monitor = Monitor(lambda *entry: written.append(entry), every=3, k=3)
+        task = RegularisedTask(build(), regulariser(), weight, monitor=monitor)
+        return task, monitor
+
+    written = []
+    task, monitor = monitored()
+    tune(task, sgd(task))
+    with torch.no_grad():
+        task(*batches(1)[0])  # an evaluation is none of its business
+    assert [step for _, _, step in written] == [0, 0, 3, 3] and monitor.batches == 4
+    assert [value for _, value, _ in written[:2]] == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert written[3][1] > 1e-3
+    other, again = monitored()
+    found = task.get_checkpoint_state()
+    other.load_checkpoint_state(found["state_dict"], found["task_state"])
+    assert again.batches == 4
+
+
 def test_timms_optimiser_trains_the_generator_and_its_checkpoint_has_it():
     model, term = build(), regulariser()
     start = weights(term)
@@ -133,8 +155,9 @@ def test_timms_optimiser_trains_the_generator_and_its_checkpoint_has_it():
     [
         (lambda: RegularisedTask(nn.Linear(1, 1), regulariser()), BadModel, "Linear has no single"),
         (lambda: RegularisedTask(build(), L2SP(build())), BadType, "acts on weights"),
+        (lambda: RegularisedTask(build(), regulariser(), monitor=3), BadType, "monitor is a int"),
     ],
-    ids=["classifier", "weights"],
+    ids=["classifier", "weights", "monitor"],
 )
 def test_a_mistake_is_one_sentence(make, error, words):
     with pytest.raises(error, match=words):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from proxyfda import FrozenCopy, ProxyFDA
+from proxyfda.diagnostics import Monitor
 from proxyfda.utils.errors import BadType, NotFound, Unusable
 
 transformers = pytest.importorskip("transformers")
@@ -187,11 +188,38 @@ def test_resuming_with_a_copy_of_tuned_weights_is_refused(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
+@pytest.mark.parametrize("weight", [WEIGHT, 0.0], ids=["regularised", "plain"])
+def test_a_monitor_sees_every_second_batch_and_goes_on_counting(weight, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+
+    def monitored(resume=None):
+        trainer = transformers.Trainer(
+            model(), arguments(tmp_path, **settings), train_dataset=dataset(32)
+        )
+        monitor = Monitor(lambda name, value, step: written.append((name, value, step)), every=2)
+        written = []
+        attach_to_trainer(trainer, trainer.model.backbone, regulariser(), weight, monitor=monitor)
+        trainer.train(resume_from_checkpoint=resume)
+        return written
+
+    whole = monitored()  # 2 epochs of 4 batches, two to a step
+    assert [step for _, _, step in whole] == [0, 0, 2, 2, 4, 4, 6, 6]
+    values = {(name, step): value for name, value, step in whole}
+    assert values["features/overlap", 0] == 1.0 and values["features/drift", 6] > 1e-3
+    assert monitored(str(tmp_path / "checkpoint-2")) == [one for one in whole if one[2] >= 4]
+
+
 def test_several_gpus_in_one_process_are_refused(tmp_path):
     trainer = transformers.Trainer(model(), arguments(tmp_path), train_dataset=dataset(8))
     trainer.args._n_gpu = 2
     with pytest.raises(Unusable, match="split each batch over 2 GPUs.*torchrun"):
         attach_to_trainer(trainer, trainer.model.backbone, regulariser())
+
+
+def test_no_monitor_is_one_sentence_before_anything_is_trained(tmp_path):
+    trainer = transformers.Trainer(model(), arguments(tmp_path), train_dataset=dataset(8))
+    with pytest.raises(BadType, match="monitor is a int; give a proxyfda.diagnostics.Monitor"):
+        attach_to_trainer(trainer, trainer.model.backbone, regulariser(), monitor=3)
 
 
 def test_no_trainer_is_one_sentence():

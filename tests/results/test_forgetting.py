@@ -282,6 +282,17 @@ class TestSettings:
         runs = {r.record.folder: r for r in read_probes(output)}
         assert runs[str(output / place("FDAFineTune", "dtd", 1))].weight == 7.0
 
+    def test_the_training_of_a_chosen_strength_is_that_of_its_folder(self, output):
+        for weight, seconds in ((3.0, 40.0), (10.0, 90.0)):
+            folder = place("FDAFineTune", "dtd", 1, f"cfg-weight_{weight:g}")
+            folder, more = folder.replace("probe_test", "train"), regularised(weight)
+            write_plain(output, folder, 50.0, time={"run": seconds}, **more)
+        probes = place("FDAFineTune", "dtd", 1)
+        found = probe_values("x", PROBED)
+        write_probes(output, probes, found, time={"run": 2.0}, **regularised(3.0))
+        run = {r.record.folder: r for r in read_probes(output)}[str(output / probes)]
+        assert run.record.details["time"] == {"run": 42.0} and run.weight == 3.0
+
     def test_seeds_that_differ_in_an_option_are_told(self, output):
         for seed in SEEDS:
             cfg = {"OPTIM": {"LR": 0.1 if seed == 2 else 0.2}, "PROBE": {"CACHE": f"at {seed}"}}
