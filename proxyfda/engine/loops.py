@@ -125,6 +125,13 @@ class EpochLog:
         self._end = time.time()
 
 
+def choose_epoch(loader, epoch):
+    """Let the images of the next pass be augmented as in that epoch, if their dataset can."""
+    set_epoch = getattr(loader.dataset, "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)
+
+
 class EpochLoop:
     """`run_epoch` over `train_loader_x`, with what :class:`EpochLog` makes of it.
 
@@ -148,6 +155,7 @@ class EpochLoop:
 
     def run_epoch(self):
         self.set_model_mode("train")
+        choose_epoch(self.train_loader_x, self.epoch)
         log = EpochLog(self, len(self.train_loader_x))
         for batch_idx, batch in enumerate(self.train_loader_x):
             log.begin_step(batch_idx)

@@ -34,13 +34,12 @@ from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
 from proxyfda.utils.files import write_text
 
 # What may differ between two runs in one output folder: it does not change what is computed.
-# DATALOADER.NUM_WORKERS is not among it: every worker has random numbers of its own, so it changes
-# the augmentation.
 _FREE_KEYS = (
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
     "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "MODEL.BACKBONE.GRAD_CHECKPOINTING",
     "TRAINER.COOP.GRID_MEMORY",
