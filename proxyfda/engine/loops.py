@@ -186,7 +186,8 @@ class EvaluationLoop:
         if self.val_loader is None:
             split = "test"
         print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(self.val_loader if split == "val" else self.test_loader):
+        loader = self.val_loader if split == "val" else self.test_loader
+        for batch in tqdm(self.evaluation_batches(loader)):
             input, label = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(input), label)
         figures = self.evaluator.evaluate()
@@ -198,6 +199,10 @@ class EvaluationLoop:
             if hasattr(self.evaluator, f"_{name}"):  # so Dassl names them; others may not count
                 result[name] = int(getattr(self.evaluator, f"_{name}"))
         return result
+
+    def evaluation_batches(self, loader):
+        """Hook: what an evaluation iterates over; its batches go to `parse_batch_test`."""
+        return loader
 
     def test(self, split=None):
         """`evaluate`, kept as `last_result`; returns the evaluator's first figure, the accuracy."""

@@ -28,6 +28,7 @@ from proxyfda.dassl import (
 )
 from proxyfda.experiments import layout, probing, record
 from proxyfda.experiments.config import flat, load_config, plain
+from proxyfda.experiments.features import cache_of
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import is_zero_shot, run_name, split_run_name
 from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
@@ -66,6 +67,7 @@ def main(args: argparse.Namespace) -> dict | None:
     cfg = load_config(args)
     if args.probe:
         cfg = probing.completed(args, cfg)
+    cache_of(cfg)  # refuses a bound that cannot be
     check_output(args, cfg)
     check_model_dir(args, cfg)
     described = describe(args, cfg)
@@ -380,7 +382,11 @@ def parser() -> argparse.ArgumentParser:
         help="with --probe: share of the tuned weights, the rest being the pre-trained ones "
         "(WiSE-FT; default 1)",
     )
-    add("--no-cache", action="store_true", help="with --probe: keep no features on the disk")
+    add(
+        "--no-cache",
+        action="store_true",
+        help="of frozen image features, keep none on the disk and read none",
+    )
     add("--load-epoch", type=int, help="epoch of that model (default: the best, else the last)")
     add("--no-train", action="store_true", help="build everything, do not train")
     add(
