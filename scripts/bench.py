@@ -34,7 +34,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, osp.join(ROOT, "scripts")]
 
 import open_clip
 import torch

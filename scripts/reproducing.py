@@ -262,7 +262,9 @@ def _show_estimate(args: Namespace, plan: Plan, select_jobs: Callable) -> None:
     print(estimate(parts, prices, at_once))
     if not args.seconds_per_step:
         print(
-            "Images were in memory: where reading them from disk cannot keep up, it takes longer."
+            "Images were in memory: where reading them from disk cannot keep up, it takes longer. "
+            "Tests of CoOp, CoCoOp and zero-shot CLIP encode an image once for all runs; that is "
+            "left out, and they take less."
         )
 
 

@@ -31,7 +31,7 @@ import types
 import numpy
 
 from proxyfda import engine
-from proxyfda.engine.data import ImageSeeds
+from proxyfda.engine.seeds import ImageSeeds
 from proxyfda.utils.errors import NotFound
 
 __all__ = ["let_dassl_import_without_wilds", "repair"]

@@ -43,7 +43,7 @@ def set_random_seed(seed):
     """Seed python, numpy and torch (CPU and GPUs).
 
     The order of the data follows from torch's seed; its augmentation follows from SEED, epoch and
-    image, see :class:`proxyfda.engine.data.ImageSeeds`.
+    image, see :class:`proxyfda.engine.seeds.ImageSeeds`.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
