@@ -127,7 +127,7 @@ class EpochLog:
 
 def choose_epoch(loader, epoch):
     """Let the images of the next pass be augmented as in that epoch, if their dataset can."""
-    set_epoch = getattr(loader.dataset, "set_epoch", None)
+    set_epoch = getattr(getattr(loader, "dataset", None), "set_epoch", None)
     if set_epoch is not None:
         set_epoch(epoch)
 
