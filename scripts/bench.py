@@ -13,6 +13,8 @@ batches. For times everything takes turns within a process, so that the machine'
 alike: printed are medians over the rounds, and ratios are medians of the ratios within a round. The
 class texts of an evaluation are encoded before it, once (those of CoCoOp belong to the images and
 are part of it). Memory is what a step takes on top of model and batch, in a process of its own.
+
+With ``--study`` it is the whole of scripts/base2new.sh instead, see scripts/bench_study.py.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path[:0] = [ROOT, osp.join(ROOT, "scripts")]
 
 import open_clip
 import torch
+from bench_study import study
 from tabulate import tabulate
 
 import train
@@ -363,12 +366,25 @@ def arguments() -> argparse.Namespace:
     )
     add("--opt", dest="opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
         help="option of the config, for all trainers; may be repeated")  # fmt: skip
+    whole = parser.add_argument_group("of --study, which also takes all sizes above")
+    whole.add_argument("--study", action="store_true", help="time base2new of the trainers")
+    whole.add_argument(
+        "--against", default="", metavar="PATH", help="another checkout, run in turns with this one"
+    )
+    whole.add_argument("--seeds", default="1", help="joined by commas")
+    whole.add_argument("--shots", type=int, default=16, help="training images of each class")
+    whole.add_argument("--tested", type=int, default=20, help="test images of each class")
+    whole.add_argument("--epochs", type=int, default=2)
     add("--memory-of", choices=["step", "bare"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.what = args.what.split(",")
     unknown = set(args.what) - {"step", "eval", "memory"}
     if unknown:
         parser.error(f"--what {','.join(sorted(unknown))}: use any of step, eval, memory")
+    if args.against and not args.study:
+        parser.error("--against is for --study; give both")
+    if args.study and min(args.rounds, args.classes - 1, args.shots, args.tested, args.epochs) < 1:
+        parser.error("--study needs at least 2 classes, and 1 of rounds, shots, tested and epochs")
     return args
 
 
@@ -380,6 +396,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or random_weights(args.backbone, folder)
         size = image_size(args.backbone, weights)
+        if args.study:
+            print(study(args, folder, weights, size))
+            return 0
         wanted = args.trainers if args.memory_of or set(args.what) & {"step", "eval"} else []
         trainers = {name: build(name, args, weights, size) for name in wanted}
         grid = build_grid(args, weights, size) if args.grid else None

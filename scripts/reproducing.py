@@ -258,13 +258,13 @@ def _show_estimate(args: Namespace, plan: Plan, select_jobs: Callable) -> None:
                 f"  {run}: {step:.3f} s a step, {1000 * image:.2f} ms an image of a test, "
                 f"{price.build:.0f} s to begin"
             )
-    at_once = args.workers
-    if args.launcher == "local":
-        at_once *= len(launchers.local_devices(args.devices))
+    at_once = launchers.at_once(args.launcher, args.workers, args.devices)
     print(estimate(parts, prices, at_once))
     if not args.seconds_per_step:
         print(
-            "Images were in memory: where reading them from disk cannot keep up, it takes longer."
+            "Images were in memory: where reading them from disk cannot keep up, it takes longer. "
+            "Tests of CoOp, CoCoOp and zero-shot CLIP encode an image once for all runs; that is "
+            "left out, and they take less."
         )
 
 

@@ -22,7 +22,7 @@ ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # the scripts are started from anywhere
 
 from proxyfda.benchmarks import BENCHMARKS, SHIFTED
-from proxyfda.experiments import launchers, protocols, sweep
+from proxyfda.experiments import launchers, protocols, sweep, time_left
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.names import PREFIXES, REFERENCE, is_zero_shot, trainer_and_regulariser
@@ -112,6 +112,9 @@ def main(argv: list[str] | None = None) -> int:
             args, PROJECT, lambda: _prepared(args), lambda jobs: _show_results(args, jobs)
         )
     jobs = _jobs(args)
+    if args.estimate:
+        print(time_left.table(jobs, launchers.at_once(args.launcher, args.workers, args.devices)))
+        return 0
     if not args.dry_run:
         _render_bundled(args)
     code = sweep.run(jobs, dry_run=args.dry_run, **({} if args.dry_run else _where(args)))
@@ -221,10 +224,13 @@ def _take_words(args: argparse.Namespace) -> None:
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:
-    only = parser.add_argument_group("of the protocol reproduce")
-    only.add_argument(
-        "--estimate", action="store_true", help="say what would run, and what it would cost"
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="say how much time is left for trainings and for evaluations, by those that are "
+        "complete; of reproduce: what would run, and what it would cost",
     )
+    only = parser.add_argument_group("of the protocol reproduce")
     only.add_argument(
         "--seconds-per-step",
         type=float,
@@ -247,7 +253,9 @@ def _take_reproduce(args: argparse.Namespace) -> None:
         if args.select and (args.overlay or args.label):
             raise BadValue("--overlay and --label take the place of a choice; add --no-select")
         return
-    for flag in ("estimate", "seconds_per_step", "no_select"):
+    if args.estimate and args.protocol in ("select", *END_TO_END):
+        raise BadValue(f"--estimate is not for {args.protocol}; leave it out, and see its progress")
+    for flag in ("seconds_per_step", "no_select"):
         if getattr(args, flag):
             raise BadValue(f"--{flag.replace('_', '-')} is for reproduce; leave it out")
 

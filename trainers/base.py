@@ -38,6 +38,7 @@ from proxyfda.utils.errors import BadValue, NotFinite
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.utils.templates import DEFAULT_TEMPLATE
 from trainers.checkpoints import LearnerState
+from trainers.frozen_images import FrozenImages
 
 
 def dataset_template(dataset) -> str:
@@ -178,9 +179,23 @@ class PromptedCLIP(nn.Module):
         with torch.autocast(image_features.device.type, enabled=False):
             return self.logit_scale.exp() * unit(image_features) @ unit(text_features).t()
 
+    def classify(self, image_features: Tensor) -> Tensor:
+        """Image features [B, d] to logits [B, n]."""
+        return self.logits(image_features, self.text_features())
+
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to logits [B, n]."""
-        return self.logits(self.encode_image(images), self.text_features())
+        return self.classify(self.encode_image(images))
+
+    @property
+    def has_frozen_images(self) -> bool:
+        """Whether the image features are those of the frozen CLIP, and all that logits need."""
+        ours, learner = type(self), type(self.prompt_learner)
+        return (
+            ours.forward is PromptedCLIP.forward
+            and ours.encode_image is PromptedCLIP.encode_image
+            and learner.image_prompts is PromptLearner.image_prompts
+        )
 
 
 BACKBONE_OPTIONS: dict[str, object] = {
@@ -262,6 +277,7 @@ class CLIPTrainer(ConfiguredTrainer):
     """Loading a frozen CLIP, its precision, and frozen features."""
 
     _frozen_text: Tensor | None = None
+    _frozen_images: FrozenImages | None = None
 
     def load_clip(self) -> nn.Module:
         """The frozen CLIP of the config, on the trainer's device.
@@ -309,6 +325,28 @@ class CLIPTrainer(ConfiguredTrainer):
         """Features [B, d] of the frozen CLIP without prompts, not normalised."""
         with self.autocast():
             return self.model.image_encoder.encode(images)
+
+    @property
+    def frozen_images(self) -> FrozenImages:
+        """The features of test and validation images, of the frozen CLIP."""
+        if self._frozen_images is None:
+            self._frozen_images = FrozenImages(self.model.image_encoder, self.cfg)
+        return self._frozen_images
+
+    def evaluation_batches(self, loader):
+        """Image features in place of images, where no prompt changes them."""
+        ours = type(self)
+        if (
+            getattr(self.model, "has_frozen_images", False)
+            and ours.model_inference is CLIPTrainer.model_inference
+            and ours.parse_batch_test is CLIPTrainer.parse_batch_test
+        ):
+            return self.frozen_images.batches(loader)
+        return super().evaluation_batches(loader)
+
+    def model_inference(self, input):
+        """Logits [B, n] of images [B, 3, H, W], or of their features [B, d]."""
+        return self.model.classify(input) if input.dim() == 2 else self.model(input)
 
 
 class PromptTrainer(CLIPTrainer):

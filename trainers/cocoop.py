@@ -129,9 +129,8 @@ class ConditionalCLIP(PromptedCLIP):
             cosines = torch.einsum("bd,bnd->bn", unit(image_features), unit(text_features))
             return self.logit_scale.exp() * cosines
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] to logits [B, n]."""
-        image_features = self.encode_image(images)
+    def classify(self, image_features: Tensor) -> Tensor:
+        """Image features [B, d] to logits [B, n]."""
         return self.logits(image_features, self.encode_text(image_features))
 
 

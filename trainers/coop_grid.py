@@ -28,6 +28,7 @@ from proxyfda.dassl import (
     set_rng_state,
 )
 from proxyfda.utils.errors import BadValue
+from trainers.frozen_images import FrozenImages
 from trainers.memory import GIB, saved_bytes
 
 
@@ -75,35 +76,6 @@ class PreparedTexts(_Prepared):
         return self.encoder(prompts, tokenized_prompts, *more, **options)
 
 
-class ImageFeatures:
-    """A loader of image features in place of images, which are encoded once, in the first pass.
-
-    Args:
-        loader: of images without augmentation, always in the same order.
-        encode: images [B, 3, H, W] -> features [B, d].
-    """
-
-    def __init__(self, loader, encode):
-        self.loader, self.encode = loader, encode
-        self.dataset = loader.dataset
-        self._kept = None
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    @torch.no_grad()
-    def __iter__(self):
-        if self._kept is None:
-            self._kept = [
-                {"img": self.encode(batch["img"]), "label": batch["label"]} for batch in self.loader
-            ]
-        else:
-            # What an iterator of the loader takes from torch's stream: the batches of the training
-            # are to stay those of a run by itself.
-            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        return iter(self._kept)
-
-
 class _Member:
     """Put before a trainer: takes data, CLIP and frozen features from what all members share."""
 
@@ -131,6 +103,9 @@ class _Member:
 
     def build_clip_model(self, classnames, clip):
         model = super().build_clip_model(classnames, clip)
+        if self.shared.images is None:
+            self.shared.images = FrozenImages(model.image_encoder, self.cfg)
+        self._frozen_images = self.shared.images
         model.image_encoder = PreparedImages(model.image_encoder)
         model.text_encoder = PreparedTexts(model.text_encoder)
         return model
@@ -172,7 +147,7 @@ class CoOpGrid(Together):
     """
 
     def __init__(self, cfgs, outputs):
-        shared = SimpleNamespace(first=None, clip=None, rng=None, similarity=None)
+        shared = SimpleNamespace(first=None, clip=None, rng=None, similarity=None, images=None)
         members = []
         for cfg, output in zip(cfgs, outputs):
             base = self.trainer_class(cfg)
@@ -183,11 +158,6 @@ class CoOpGrid(Together):
             _check_batches(shared.first, members[-1])
             members[-1].train_loader_x = shared.first.train_loader_x
         super().__init__(members, outputs)
-        for name in ("val_loader", "test_loader"):
-            loader = getattr(shared.first, name)
-            features = None if loader is None else ImageFeatures(loader, self._encode_images)
-            for member in members:
-                setattr(member, name, features)
         self._first = shared.first
         self._portion = 0  # settings in one text pass; 0: not known yet
 

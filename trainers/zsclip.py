@@ -32,9 +32,15 @@ class ZeroshotModel(nn.Module):
         features = [unit(self.text_encoder.encode(texts)) for texts in prompts]
         self.register_buffer("text_features", unit(torch.stack(features).mean(dim=0)))
 
+    has_frozen_images = True
+
+    def classify(self, image_features: Tensor) -> Tensor:
+        """Image features [B, d] to logits [B, n]."""
+        return self.logit_scale.exp() * unit(image_features) @ self.text_features.t()
+
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to logits [B, n]."""
-        return self.logit_scale.exp() * unit(self.image_encoder(images)) @ self.text_features.t()
+        return self.classify(self.image_encoder(images))
 
 
 @TRAINER_REGISTRY.register()

@@ -9,6 +9,7 @@ interrupted run stopped:
   write leaves half a checkpoint;
 * a resumed run has other learning rates and random numbers than one that was not interrupted;
 * two of its augmentations use ``numpy.int``, which numpy no longer has;
+* augmentation depends on the number of loader workers;
 * a missing or broken image file is reported without a remedy.
 
 ``import proxyfda.dassl`` makes the repairs when it chooses Dassl. Only modules of the package
@@ -18,6 +19,7 @@ the broken one, so ``import proxyfda.dassl`` belongs before the imports of ``das
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -29,6 +31,7 @@ import types
 import numpy
 
 from proxyfda import engine
+from proxyfda.engine.seeds import ImageSeeds
 from proxyfda.utils.errors import NotFound
 
 __all__ = ["let_dassl_import_without_wilds", "repair"]
@@ -63,9 +66,11 @@ def repair() -> list[str]:
     torchtools = importlib.import_module("dassl.utils.torchtools")
     tools = importlib.import_module("dassl.utils.tools")
     trainer = importlib.import_module("dassl.engine.trainer")
+    data_manager = importlib.import_module("dassl.data.data_manager")
 
     repaired = ["warm-up schedules"] if _accept_verbose(schedules) else []
     repaired += ["numpy.int"] if _give_numpy_int() else []
+    repaired += ["augmentation"] if _seed_each_image(data_manager.DatasetWrapper) else []
     for name in _CHECKPOINT_FUNCTIONS:
         _replace_in_dassl(getattr(torchtools, name), getattr(engine, name))
     for name in _CHECKPOINT_METHODS:
@@ -104,6 +109,30 @@ def _give_numpy_int() -> bool:
     with_int.__getattr__ = lambda name: getattr(numpy, name)  # type: ignore[method-assign]
     with_int.int = int  # type: ignore[attr-defined]
     _replace_in_dassl(numpy, with_int)
+    return True
+
+
+def _seed_each_image(wrapper: type) -> bool:
+    """Let augmentation follow from seed, epoch and image once an epoch is set, as the loops of our
+    trainers do; other loops, which set none, keep theirs. False if it is so already."""
+    if hasattr(wrapper, "set_epoch"):
+        return False
+    build, get = wrapper.__init__, wrapper.__getitem__  # type: ignore[misc]
+
+    @functools.wraps(build)
+    def __init__(self, cfg, *more, **options):
+        build(self, cfg, *more, **options)
+        self.seeds = ImageSeeds(cfg.SEED)
+
+    @functools.wraps(get)
+    def __getitem__(self, idx):
+        if self.seeds.epoch < 0:
+            return get(self, idx)
+        with self.seeds.of(idx):
+            return get(self, idx)
+
+    wrapper.__init__, wrapper.__getitem__ = __init__, __getitem__  # type: ignore[misc]
+    wrapper.set_epoch = lambda self, epoch: self.seeds.set_epoch(epoch)  # type: ignore[attr-defined]
     return True
 
 

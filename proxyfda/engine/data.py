@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
 from .registry import build_dataset, check_availability
+from .seeds import ImageSeeds
 
 
 class ImageError(UserError, OSError):
@@ -211,7 +212,8 @@ class DatasetWrapper(torch.utils.data.Dataset):
 
     An item is a dict with `img`, `label`, `domain`, `impath` and `index`. In training,
     DATALOADER.K_TRANSFORMS > 1 makes `img` a list of views; a tuple of transforms gives `img`,
-    `img2`, ...; DATALOADER.RETURN_IMG0 adds `img0`, only resized (and normalised).
+    `img2`, ...; DATALOADER.RETURN_IMG0 adds `img0`, only resized (and normalised). The file is read
+    once for all of them. What transforms draw follows from `seeds`, see :class:`ImageSeeds`.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
@@ -219,6 +221,7 @@ class DatasetWrapper(torch.utils.data.Dataset):
         self.data_source = data_source
         self.transform = transform
         self.is_train = is_train
+        self.seeds = ImageSeeds(cfg.SEED)
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
@@ -253,31 +256,44 @@ class DatasetWrapper(torch.utils.data.Dataset):
             "index": idx,
         }
         several = isinstance(self.transform, (list, tuple))
-        for number, transform in enumerate(self.transform if several else [self.transform], 1):
-            views = [transform(image) if transform else image for _ in range(self.k_tfm)]
-            output[f"img{number}" if number > 1 else "img"] = views if self.k_tfm > 1 else views[0]
+        with self.seeds.of(idx):
+            for number, transform in enumerate(self.transform if several else [self.transform], 1):
+                views = [transform(image) if transform else image for _ in range(self.k_tfm)]
+                name = f"img{number}" if number > 1 else "img"
+                output[name] = views if self.k_tfm > 1 else views[0]
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
+    def set_epoch(self, epoch):
+        """Choose the epoch whose augmentation the next pass shows."""
+        self.seeds.set_epoch(epoch)
 
-class EvaluationLoader(DataLoader):
-    """A DataLoader that keeps its workers, if it has any, from one evaluation to the next.
+
+class KeptLoader(DataLoader):
+    """A DataLoader that keeps its workers, if it has any, from one pass to the next, and counts the
+    passes for the `seeds` of its dataset where nobody sets the epoch.
 
     For new workers torch draws a seed from the global generator, for kept ones it draws none. Here
-    every iteration draws one, so that the training that goes on after an evaluation gets the same
-    batches and augmentation as with new workers.
+    every pass draws one, so that what is drawn afterwards does not depend on the workers.
     """
 
     def __init__(self, dataset, num_workers=0, **options):
-        keep = num_workers > 0
-        super().__init__(dataset, num_workers=num_workers, persistent_workers=keep, **options)
+        options["persistent_workers"] = num_workers > 0
+        super().__init__(dataset, num_workers=num_workers, **options)
         self._has_workers = False
+        self._seeds = getattr(dataset, "seeds", None)
+        if num_workers and self._seeds:
+            self._seeds.share()
+
+    alike = property(lambda self: type(self), doc="What makes another loader of this kind.")
 
     def __iter__(self):
         if self._has_workers:
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         self._has_workers = self.persistent_workers
+        if self._seeds:
+            self._seeds.begin_pass()
         return super().__iter__()
 
 
@@ -294,9 +310,7 @@ def build_data_loader(
 ):
     """A DataLoader over a list of Datum; in training an incomplete last batch is dropped.
 
-    Workers are kept between evaluations. In training every epoch has new ones, since augmentation
-    follows from the seed that new workers are given: kept ones would go on with their own random
-    numbers, and a resumed run, whose workers are new, would differ from one without interruption.
+    Its workers are kept from one pass to the next; their number changes no number of a run.
 
     `n_domain` and `n_ins` belong to Dassl's signature and to samplers that are not here.
     """
@@ -305,7 +319,7 @@ def build_data_loader(
         raise BadValue(f"{cfg.DATASET.NAME}: the {split} split holds no image")
     samplers = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
     check_availability(sampler_type, samplers, "sampler")
-    return (DataLoader if is_train else EvaluationLoader)(
+    return KeptLoader(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=samplers[sampler_type](data_source),

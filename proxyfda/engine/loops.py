@@ -125,6 +125,13 @@ class EpochLog:
         self._end = time.time()
 
 
+def choose_epoch(loader, epoch):
+    """Let the images of the next pass be augmented as in that epoch, if their dataset can."""
+    set_epoch = getattr(getattr(loader, "dataset", None), "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)
+
+
 class EpochLoop:
     """`run_epoch` over `train_loader_x`, with what :class:`EpochLog` makes of it.
 
@@ -148,6 +155,7 @@ class EpochLoop:
 
     def run_epoch(self):
         self.set_model_mode("train")
+        choose_epoch(self.train_loader_x, self.epoch)
         log = EpochLog(self, len(self.train_loader_x))
         for batch_idx, batch in enumerate(self.train_loader_x):
             log.begin_step(batch_idx)
@@ -178,7 +186,8 @@ class EvaluationLoop:
         if self.val_loader is None:
             split = "test"
         print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(self.val_loader if split == "val" else self.test_loader):
+        loader = self.val_loader if split == "val" else self.test_loader
+        for batch in tqdm(self.evaluation_batches(loader)):
             input, label = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(input), label)
         figures = self.evaluator.evaluate()
@@ -190,6 +199,10 @@ class EvaluationLoop:
             if hasattr(self.evaluator, f"_{name}"):  # so Dassl names them; others may not count
                 result[name] = int(getattr(self.evaluator, f"_{name}"))
         return result
+
+    def evaluation_batches(self, loader):
+        """Hook: what an evaluation iterates over; its batches go to `parse_batch_test`."""
+        return loader
 
     def test(self, split=None):
         """`evaluate`, kept as `last_result`; returns the evaluator's first figure, the accuracy."""

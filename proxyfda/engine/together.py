@@ -11,7 +11,7 @@ from proxyfda.utils.errors import UserError
 from proxyfda.utils.files import write_text
 
 from .checkpoint import POINTER, last_saved, load_checkpoint
-from .loops import EpochLog
+from .loops import EpochLog, choose_epoch
 from .utils import get_rng_state, set_rng_state
 
 
@@ -93,6 +93,7 @@ class Together:
         logs = {member: EpochLog(member, len(self._loader)) for member in self.members}
         for member in self.members:
             member.set_model_mode("train")
+        choose_epoch(self._loader, self.members[0].epoch)
         for batch_idx, batch in enumerate(self._loader):
             for member in self.members:
                 logs[member].begin_step(batch_idx)

@@ -42,8 +42,8 @@ def write_json(obj, fpath):
 def set_random_seed(seed):
     """Seed python, numpy and torch (CPU and GPUs).
 
-    The order of the data and, with or without loader workers, its augmentation follow from torch's
-    seed: workers are seeded from a number that the main process draws.
+    The order of the data follows from torch's seed; its augmentation follows from SEED, epoch and
+    image, see :class:`proxyfda.engine.seeds.ImageSeeds`.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

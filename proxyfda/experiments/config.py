@@ -44,11 +44,12 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 
-# Options of --probe, see proxyfda/experiments/probing.py.
+# Options of --probe, see proxyfda/experiments/probing.py; the last two are also those of an
+# evaluation whose image features no prompt changes.
 PROBE = {
     "RECIPE": "convex",  # or ldifs, see proxyfda.diagnostics.fit_linear_probe
     "STRENGTHS": (),  # that are tried on validation images; empty: the recipe's
-    "CACHE": "auto",  # folder of the features; auto: "features" beside the runs; empty: none
+    "CACHE": "auto",  # folder of the features; auto: "features" of the output; empty: none
     "CACHE_GB": 20.0,
 }
 
@@ -129,6 +130,8 @@ def merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
             node[key] = value
     if args.seed >= 0:
         cfg.SEED = args.seed
+    if args.no_cache:
+        cfg.PROBE.CACHE = ""
     if args.regulariser:
         check_regulariser(args.regulariser)
         cfg.TRAINER.PROXYFDA.REGULARISER = args.regulariser

@@ -24,11 +24,14 @@ from torch import Tensor, nn
 
 from proxyfda.backbones import ImageBackbone
 from proxyfda.backbones.zero_shot import class_texts, zero_shot_weights
-from proxyfda.utils.errors import BadValue
+from proxyfda.experiments import layout
+from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_atomically
 
-__all__ = ["FeatureCache", "Features"]
+__all__ = ["FeatureCache", "Features", "cache_of"]
 
+FOLDER = "features"
+"""Of an output, where the features of all its runs are kept."""
 _SUFFIX = ".safetensors"
 _DAY = 24 * 3600.0
 _KEPT_BYTES = 1 << 29
@@ -153,32 +156,61 @@ class FeatureCache:
         self._said = True
 
 
+def cache_of(cfg: Any, alone: bool = False) -> FeatureCache:
+    """Where a run keeps features: ``PROBE.CACHE``, by default in the output that it is part of.
+
+    Args:
+        cfg: of the run; one without the node ``PROBE`` keeps nothing.
+        alone: keep them also beside a run that is part of no output.
+    """
+    node = cfg.get("PROBE", {})
+    folder = node.get("CACHE", "")
+    if folder == "auto":
+        output = layout.output_of(cfg.OUTPUT_DIR)
+        if alone and not output:
+            output = os.path.dirname(os.path.abspath(cfg.OUTPUT_DIR))
+        folder = os.path.join(output, FOLDER) if output else ""
+    return FeatureCache(folder, node.get("CACHE_GB", 20.0))
+
+
 class Features:
     """The features of one encoder as it is now, by way of a cache.
 
     Args:
-        backbone: whose weights stay what they are from now on.
+        backbone: whose weights stay what they are from now on; for :meth:`of` alone any module that
+            has ``encode``, images [B, 3, H, W] -> features [B, d].
         transform: of the images, with a ``repr`` that names all of its parameters.
         batches: items -> batches of them in their order, each with images [B, 3, H, W] as ``img``.
         cache: where features are kept.
+        conditions: whatever else features depend on, by which files are told apart.
+        digests: takes what was computed from the weights, for others with the same backbone.
+        keep_images: keep small images in memory for other encoders.
     """
 
     def __init__(
         self,
-        backbone: ImageBackbone,
+        backbone: ImageBackbone | nn.Module,
         transform: object,
         batches: Callable[[Sequence[Any]], Iterable[Any]],
         cache: FeatureCache,
+        conditions: Sequence[str] = (),
+        digests: dict[str, str] | None = None,
+        keep_images: bool = True,
     ):
-        self.backbone, self.batches, self.cache = backbone, batches, cache
+        self.backbone: Any = backbone
+        self.batches, self.cache, self.conditions = batches, cache, conditions
         self.transform = _without_addresses(repr(transform))
-        self._keys: dict[str, str] = {}
+        self.keep_images = keep_images
+        self._keys = {} if digests is None else digests
 
     def of(self, items: Sequence[Any]) -> Tensor:
-        """Features [N, d] of a dataset's items, fp32 on the CPU, not normalised."""
+        """Features [N, d] of a dataset's items, fp32 on the CPU, not normalised. In a file they
+        have the type that the encoder gives."""
+        if not self.cache.folder:
+            return self._encode(items, "").float()
         images = images_digest(items)
-        key = _digest("image", self._encoder(), self.transform, images)
-        return self.cache.get(key, lambda: self._encode(items, images))
+        key = _digest("image", self._encoder(), self.transform, images, *self.conditions)
+        return self.cache.get(key, lambda: self._encode(items, images)).float()
 
     def texts(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """What :func:`~proxyfda.backbones.zero_shot.zero_shot_weights` gives, on the CPU."""
@@ -202,8 +234,11 @@ class Features:
         return self._keys["text"]
 
     def _encode(self, items: Sequence[Any], images: str) -> Tensor:
-        device = next(self.backbone.image_tower.parameters()).device
-        key = _digest(self.transform, images)
+        device = next(self.backbone.parameters()).device
+        if not self.keep_images:
+            given = (batch["img"] for batch in self.batches(items))
+            return torch.cat([self.backbone.encode(batch.to(device)).cpu() for batch in given])
+        key = _digest(self.transform, images or images_digest(items))
         batches: Iterable[Tensor]
         batches = _kept.get(key) or (batch["img"] for batch in self.batches(items))
         # Several encoders of one process see the same images; small ones are kept.
@@ -211,7 +246,7 @@ class Features:
         found: list[Tensor] = []
         seen: list[Tensor] = []
         for batch in batches:
-            found.append(self.backbone.encode(batch.to(device)).float().cpu())
+            found.append(self.backbone.encode(batch.to(device)).cpu())
             room -= batch.nbytes
             seen.append(batch)
             if room < 0:
@@ -224,15 +259,19 @@ class Features:
 # -- what features depend on ----------------------------------------------------------------------
 
 
-def encoder_digest(backbone: ImageBackbone) -> str:
+def encoder_digest(backbone: ImageBackbone | nn.Module) -> str:
     """A text that differs where weights or architecture of an image encoder differ."""
-    return _digest(
-        type(backbone).__name__, backbone.name, _module_digest(backbone, without="text_tower.")
-    )
+    name = str(getattr(backbone, "name", ""))
+    weights = _module_digest(backbone, without="text_tower.")
+    return _digest(type(backbone).__name__, name, weights)
 
 
 def images_digest(items: Sequence[Any]) -> str:
-    """A text that differs where the images of a dataset's items differ, or their order."""
+    """A text that differs where the images of a dataset's items differ, or their order.
+
+    Raises:
+        NotFound: an image file has gone.
+    """
     digest = hashlib.sha256()
     for item in items:
         if hasattr(item, "read"):  # its path is only a name
@@ -240,7 +279,12 @@ def images_digest(items: Sequence[Any]) -> str:
             digest.update(_joined([image.mode, str(image.size)]))
             digest.update(image.tobytes())
         else:
-            found = os.stat(item.impath)
+            try:
+                found = os.stat(item.impath)
+            except FileNotFoundError:
+                raise NotFound(
+                    f'Image "{item.impath}" is missing: put it back or check DATASET.ROOT'
+                ) from None
             words = [os.path.abspath(item.impath), str(found.st_size), str(found.st_mtime_ns)]
             digest.update(_joined(words))
     return digest.hexdigest()

@@ -171,5 +171,5 @@ def _is_common(key: str) -> bool:
     """Whether all runs of a grid have to agree in this option."""
     if key in SHARED_OPTIM:
         return True
-    own = ("OUTPUT_DIR", "TRAINER.NAME", "TRAINER.PROXYFDA.", "OPTIM.")
+    own = ("OUTPUT_DIR", "TRAINER.NAME", "TRAINER.PROXYFDA.", "OPTIM.", "DATALOADER.NUM_WORKERS")
     return not key.startswith(own)

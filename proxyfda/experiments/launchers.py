@@ -40,6 +40,11 @@ def here(chains: list[Chain], quiet: bool = False) -> Ended:
 # -- one process per device -----------------------------------------------------------------------
 
 
+def at_once(launcher: str, workers: int, devices: str) -> int:
+    """How many jobs run at a time: on a cluster taken to be as many as one device is given."""
+    return workers * (len(local_devices(devices)) if launcher == "local" else 1)
+
+
 def local_devices(words: str = "") -> list[str]:
     """Devices to use: those of ``0,1`` or ``cpu``, by default all GPUs that can be seen.
 

@@ -231,8 +231,10 @@ def output_of(folder: str) -> str:
     True
     """
     path = os.path.abspath(folder).replace(os.sep, "/")
-    for pattern in _PATTERNS.values():
-        match = re.search(f"(?:^|/){pattern}$", path)
+    for protocol, pattern in _PATTERNS.items():
+        # That of base to new stands for folders below any; ours are below one of its name.
+        ours = "(?:base2new/)?" if protocol == "base2new" else ""
+        match = re.search(f"(?:^|/){ours}{pattern}$", path)
         if match:
             return path[: match.start()] or os.sep
     return ""

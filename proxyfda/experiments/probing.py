@@ -33,7 +33,7 @@ from proxyfda.diagnostics import LinearProbe, choose_linear_probe
 from proxyfda.diagnostics.linear_probe import STRENGTHS
 from proxyfda.experiments import layout
 from proxyfda.experiments.config import load_config
-from proxyfda.experiments.features import FeatureCache, Features
+from proxyfda.experiments.features import FeatureCache, Features, cache_of
 from proxyfda.experiments.tuned import TunedRun, check_alpha
 from proxyfda.names import PRETRAINED, WISE_FT, run_name
 from proxyfda.utils.errors import BadValue, NotFound, sentence
@@ -42,7 +42,6 @@ from proxyfda.utils.suggest import did_you_mean
 __all__ = ["alpha_of", "check_flags", "completed", "files", "run"]
 
 SPLITS = ("test", "val")
-CACHE = "features"
 HELD_OUT, MOST_HELD_OUT = 0.1, 20_000  # as LDIFS holds out
 
 
@@ -59,9 +58,8 @@ def check_flags(args: argparse.Namespace) -> None:
         NotFound: a dataset's config file, or the folder of the model, does not exist.
     """
     if not args.probe:
-        for flag, given in (("--alpha", args.alpha is not None), ("--no-cache", args.no_cache)):
-            if given:
-                raise BadValue(f"{flag} is for --probe; leave it out, or give datasets to probe")
+        if args.alpha is not None:
+            raise BadValue("--alpha is for --probe; leave it out, or give datasets to probe")
         return
     others = {"--eval-only": args.eval_only, "--no-train": args.no_train, "--resume": args.resume}
     for flag, given in others.items():
@@ -142,9 +140,7 @@ def completed(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
     for value in cfg.PROBE.STRENGTHS:
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise BadValue(f"PROBE.STRENGTHS has {value!r}; use numbers above 0")
-    if args.no_cache:
-        cfg.PROBE.CACHE = ""
-    _cache(cfg)
+    cache_of(cfg, alone=True)  # refuses a bound that cannot be
     cfg.freeze()
     return cfg
 
@@ -178,15 +174,6 @@ def _take_over(args: argparse.Namespace, cfg: CfgNode, tuned: TunedRun) -> None:
     cfg.INPUT.SIZE = tuple(theirs["INPUT"]["SIZE"])
 
 
-def _cache(cfg: CfgNode) -> FeatureCache:
-    folder = cfg.PROBE.CACHE
-    if folder == "auto":
-        # Features are shared by all runs of an output; elsewhere by those beside this one.
-        output = layout.output_of(cfg.OUTPUT_DIR) or osp.dirname(osp.abspath(cfg.OUTPUT_DIR))
-        folder = osp.join(output, CACHE)
-    return FeatureCache(folder, cfg.PROBE.CACHE_GB)
-
-
 # -- the run --------------------------------------------------------------------------------------
 
 
@@ -211,7 +198,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, source: str) -> dict[str, Any]:
     probes, readers = {}, {}
     for name, path in files(args).items():
         one = _with_preprocessing(_config_of(args, path, tuned), backbone)
-        features = features or _features(backbone, one, _cache(cfg))
+        features = features or _features(backbone, one, cache_of(cfg, alone=True))
         dataset = build_dataset(one)
         _check_dataset(name, dataset)
         probes[name] = _probe(name, dataset, features, one, device)

@@ -28,19 +28,19 @@ from proxyfda.dassl import (
 )
 from proxyfda.experiments import layout, probing, record
 from proxyfda.experiments.config import flat, load_config, plain
+from proxyfda.experiments.features import cache_of
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import is_zero_shot, run_name, split_run_name
 from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
 from proxyfda.utils.files import write_text
 
 # What may differ between two runs in one output folder: it does not change what is computed.
-# DATALOADER.NUM_WORKERS is not among it: every worker has random numbers of its own, so it changes
-# the augmentation.
 _FREE_KEYS = (
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
     "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "MODEL.BACKBONE.GRAD_CHECKPOINTING",
     "TRAINER.COOP.GRID_MEMORY",
@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> dict | None:
     cfg = load_config(args)
     if args.probe:
         cfg = probing.completed(args, cfg)
+    cache_of(cfg)  # refuses a bound that cannot be
     check_output(args, cfg)
     check_model_dir(args, cfg)
     described = describe(args, cfg)
@@ -381,7 +382,11 @@ def parser() -> argparse.ArgumentParser:
         help="with --probe: share of the tuned weights, the rest being the pre-trained ones "
         "(WiSE-FT; default 1)",
     )
-    add("--no-cache", action="store_true", help="with --probe: keep no features on the disk")
+    add(
+        "--no-cache",
+        action="store_true",
+        help="of frozen image features, keep none on the disk and read none",
+    )
     add("--load-epoch", type=int, help="epoch of that model (default: the best, else the last)")
     add("--no-train", action="store_true", help="build everything, do not train")
     add(

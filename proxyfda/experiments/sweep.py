@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 from proxyfda.experiments import launchers, layout
 from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
 from proxyfda.experiments.lock import holder
+from proxyfda.experiments.time_left import MeasuredTimes, clock, seconds_of
 from proxyfda.utils.errors import AlreadyExists, sentence
 
 RETRY = 5.0  # seconds between looks at what another sweep is running
@@ -173,14 +172,14 @@ def _say_what_would_run(jobs: list[Job], failed: dict[str, str]) -> None:
 class _Progress:
     """A line for each job that becomes complete, with the time left.
 
-    It watches the result files, wherever the jobs run. An open job is expected to take as long as
-    the complete jobs of the same trainer and kind did on average (where there are none: as all
-    jobs), and as many jobs are expected to run at a time as have done since the start.
+    It watches the result files, wherever the jobs run. What an open job takes is told by complete
+    ones of its kind (:mod:`proxyfda.experiments.time_left`), and as many jobs are expected to run
+    at a time as have done since the start.
     """
 
     def __init__(self, jobs: list[Job]):
         self._open, self._total = list(jobs), len(jobs)
-        self._times: dict[tuple, list[float]] = {}
+        self._times = MeasuredTimes()
         self._started, self._worked = time.monotonic(), 0.0
         self._out = sys.stdout  # a run's logger replaces it
         self._stopped = threading.Event()
@@ -211,36 +210,20 @@ class _Progress:
             if not result:
                 continue
             self._open.remove(job)
-            seconds = sum((result.get("time") or {}).values())
+            seconds = seconds_of(result)
             self._worked += seconds
-            for key in self._keys(job):
-                self._times.setdefault(key, []).append(seconds)
+            self._times.add(job, seconds)
             if not quiet:
                 self._say(
                     f"[{self._total - len(self._open)} of {self._total}] {job.name}: "
-                    f"{result['accuracy']:.2f} % ({_clock(seconds)}{self._left()})"
+                    f"{result['accuracy']:.2f} % ({clock(seconds)}{self._left()})"
                 )
-
-    @staticmethod
-    def _keys(job: Job) -> list[tuple]:
-        kind = tuple({"--eval-only", "--probe"}.intersection(job.flags))
-        return [(job.flag("--trainer"), job.flag("--regulariser"), kind), (kind,), ()]
 
     def _left(self) -> str:
         if not self._open or not self._worked:
             return ""
-        work = sum(
-            statistics.fmean(
-                next(self._times[key] for key in self._keys(job) if key in self._times)
-            )
-            for job in self._open
-        )
-        pace = self._worked / (time.monotonic() - self._started)
-        return f"; about {_clock(work / pace)} left"
+        left = self._times.sentence(self._open, self._worked / (time.monotonic() - self._started))
+        return left and f"; {left}"
 
     def _say(self, line: str) -> None:
         print(line, file=self._out, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -154,10 +154,11 @@ class _CountingSampler(ClassBalancedBatchSampler):
 
 def _with_batches(loader: Any, sampler: ClassBalancedBatchSampler) -> Any:
     """The same loader with other batches: everything but the choice of images stays the host's."""
+    make = getattr(loader, "alike", torch.utils.data.DataLoader)
     names = ["in_order"] if hasattr(loader, "in_order") else []  # from torch 2.6 on
     if loader.num_workers:
         names += ["persistent_workers", "prefetch_factor", "multiprocessing_context"]
-    return torch.utils.data.DataLoader(
+    return make(
         loader.dataset,
         batch_sampler=sampler,
         num_workers=loader.num_workers,

@@ -6,6 +6,7 @@ import pathlib
 import random
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -216,15 +217,73 @@ def test_evaluation_keeps_its_workers_and_leaves_training_as_it_was(items, worke
         assert not processes[3] & processes[4]
 
 
-def test_training_has_new_workers_in_every_epoch(items):
-    """Kept ones would go on with their random numbers, which a resumed run does not have."""
+def draws_of_everything(image):
+    """A transform that draws from all streams."""
+    return torch.tensor([random.random(), numpy.random.rand(), torch.rand(()).item()])
+
+
+def passes_of(items, workers, epochs, views=1):
+    """Images of some epochs in the order of the list, and the processes that have read them."""
     cfg = make_cfg()
-    cfg.DATALOADER.NUM_WORKERS = 1
+    cfg.SEED, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.K_TRANSFORMS = 3, workers, views
     loader = build_data_loader(
-        cfg, data_source=items, tfm=build_transform(cfg), dataset_wrapper=WithProcess
+        cfg, data_source=items, batch_size=2, tfm=draws_of_everything, dataset_wrapper=WithProcess
     )
-    first, second = ({pid.item() for batch in loader for pid in batch["process"]} for _ in "ab")
-    assert not first & second
+    found, processes = [], []
+    for epoch in epochs:
+        if epoch is not None:
+            loader.dataset.set_epoch(epoch)
+        batches = list(loader)
+        images = [batch["img"] for batch in batches]
+        images = images if views == 1 else [torch.stack(each, 1) for each in images]
+        found.append(torch.cat(images))
+        processes.append({pid for batch in batches for pid in batch["process"].tolist()})
+    return found, processes
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("views", [1, 2])
+def test_augmentation_follows_from_seed_epoch_and_image(items, workers, views):
+    """Whatever the number of workers, in a run from its start and in one that goes on."""
+    alone, _ = passes_of(items, 0, [0, 1, 2], views)
+    assert torch.equal(
+        torch.stack(passes_of(items, workers, [0, 1, 2], views)[0]), torch.stack(alone)
+    )
+    assert torch.equal(passes_of(items, workers, [2], views)[0][0], alone[2])
+    assert torch.equal(passes_of(items, workers, [0, None, None], views)[0][2], alone[2])
+    assert len(torch.stack(alone).flatten().unique()) == torch.stack(alone).numel()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_images_moves_no_random_stream_by_itself(items, workers):
+    streams = []
+    for count in (2, 10):
+        set_random_seed(5)
+        passes_of(items[:count], workers, [0, 1])
+        streams.append([random.random(), numpy.random.rand(), torch.rand(()).item()])
+    assert streams[0] == streams[1]
+
+
+def test_training_keeps_its_workers(items):
+    _, processes = passes_of(items, 2, [0, 1])
+    assert processes[0] == processes[1] and len(processes[0]) == 2
+
+
+def test_without_a_seed_runs_differ(items):
+    seeds = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        seeds.append(DatasetWrapper(make_cfg(), items).seeds.seed)
+    assert seeds[0] != seeds[1]
+
+
+def test_an_image_is_read_once_for_all_views(items, monkeypatch):
+    monkeypatch.setattr("proxyfda.engine.data.read_image", lambda path: reads.append(path) or image)
+    reads, image = [], Image.new("RGB", (200, 200))
+    cfg = make_cfg()
+    cfg.DATALOADER.K_TRANSFORMS, cfg.DATALOADER.RETURN_IMG0 = 3, True
+    list(build_data_loader(cfg, data_source=items, batch_size=2, tfm=build_transform(cfg)))
+    assert sorted(reads) == sorted(item.impath for item in items)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from proxyfda import dassl as seam
 from proxyfda.dassl import repairs
@@ -170,6 +172,28 @@ except FileNotFoundError as error:
     assert lines == [*["True"] * 4, "True True", (
         'No image file at "nowhere.jpg": check DATASET.ROOT and that the data are complete'
     )]  # fmt: skip
+
+
+def test_dassls_augmentation_follows_from_seed_epoch_and_image_once_an_epoch_is_set():
+    class Wrapper:
+        def __init__(self, cfg, items):
+            self.items = items
+
+        def __getitem__(self, idx):
+            return self.items[idx], torch.rand(()).item()
+
+    cfg = SimpleNamespace(SEED=1)
+    assert repairs._seed_each_image(Wrapper) and not repairs._seed_each_image(Wrapper)
+    images = Wrapper(cfg, "ab")
+    assert images[0] != images[0]  # a loop that sets no epoch gets new images in every pass
+    images.set_epoch(0)
+    first = images[0], images[1]
+    assert first == (images[0], images[1]) and first[0][1] != first[1][1]
+    images.set_epoch(1)
+    assert images[0] != first[0] and images[0][0] == "a"
+    again = Wrapper(cfg, "ab")
+    again.set_epoch(0)
+    assert again[1] == first[1]
 
 
 def test_modules_outside_dassl_are_left_alone(run_with_dassl):

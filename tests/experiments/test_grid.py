@@ -284,10 +284,10 @@ def test_jobs_share_the_fate_of_their_grid_or_fail_alone(argv, tmp_path, monkeyp
     outcomes = job_module.run_chain(jobs, quiet=True)
     assert [outcome.status for outcome in outcomes] == [DONE, DONE, FAILED, FAILED]
     assert "not finite" in outcomes[2].why and outcomes[3].why == job_module.UNTRAINED
-    jobs = grid_jobs(argv, tmp_path / "two", {"a": calm, "b": [*calm, "DATALOADER.NUM_WORKERS", 1]})
+    jobs = grid_jobs(argv, tmp_path / "two", {"a": calm, "b": [*calm, "INPUT.SIZE", "(9, 9)"]})
     outcomes = job_module.run_chain(jobs, quiet=True)
     assert [outcome.status for outcome in outcomes] == [FAILED] * 4
-    assert "DATALOADER.NUM_WORKERS is 0" in outcomes[0].why
+    assert "INPUT.SIZE is (32, 32)" in outcomes[0].why
 
     def broken(self, batch):
         raise RuntimeError("a defect")

@@ -21,9 +21,12 @@ from proxyfda.results import collect, summarise_accuracy
 ROOT = Path(train.__file__).parent
 
 
+def checkpoint(folder, epoch):
+    return torch.load(folder / "prompt_learner" / f"model.pth.tar-{epoch}", weights_only=True)
+
+
 def learned(folder, epoch=4):
-    path = folder / "prompt_learner" / f"model.pth.tar-{epoch}"
-    return torch.load(path, weights_only=True)["state_dict"]["ctx"]
+    return checkpoint(folder, epoch)["state_dict"]["ctx"]
 
 
 BASE = ("DATASET.NUM_SHOTS", 4, "DATASET.SUBSAMPLE_CLASSES", "base")
@@ -121,11 +124,32 @@ def test_it_is_one_run_whether_the_trainer_or_the_config_names_the_regulariser(r
         run(tmp_path / "out", "CoOp", *words)
 
 
-def test_a_run_goes_on_only_with_as_many_workers(run, tmp_path):
-    # Every worker has random numbers of its own, so their number changes the augmentation.
-    run(tmp_path / "out", "CoOp", *BASE, "OPTIM.MAX_EPOCH", 1)
-    with pytest.raises(FileExistsError, match="DATALOADER.NUM_WORKERS is 0 there and 2 here"):
-        run(tmp_path / "out", "CoOp", *BASE, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 2)
+@pytest.mark.parametrize(("trainer", "workers"), [("CoOp", (0, 2)), ("ProxyFDACoOp", (2, 1))])
+def test_the_number_of_workers_changes_nothing(run, tmp_path, monkeypatch, trainer, workers):
+    """Also where it is another one when a run goes on."""
+    words = (*BASE, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val")
+    balanced = ("TRAINER.PROXYFDA.M", 2, "TRAINER.PROXYFDA.N", 2)
+    words += balanced if trainer != "CoOp" else ()
+    run(tmp_path / "whole", trainer, *words)
+    cls = TRAINER_REGISTRY.get(trainer)
+    step = cls.forward_backward
+
+    def interrupted(self, batch):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    first, then = (("DATALOADER.NUM_WORKERS", number) for number in workers)
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "forward_backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", trainer, *words, *first)
+    run(tmp_path / "parts", trainer, *words, *then)
+    ours, theirs = (checkpoint(tmp_path / name, 3) for name in ("parts", "whole"))
+    assert torch.equal(ours["state_dict"]["ctx"], theirs["state_dict"]["ctx"])
+    assert torch.equal(ours["rng"]["torch"], theirs["rng"]["torch"])
+    log = (tmp_path / "whole" / "log.txt").read_text()
+    assert "random resized crop" in log  # else there is nothing to depend on workers
 
 
 def test_the_result_says_what_was_run(run, tmp_path, tiny_file):

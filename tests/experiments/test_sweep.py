@@ -14,6 +14,7 @@ from proxyfda.experiments import protocols, sweep
 from proxyfda.experiments.jobs import BUSY, DONE, FAILED, Job, Outcome
 from proxyfda.experiments.lock import LOCK, Busy
 from proxyfda.experiments.project import Project
+from proxyfda.experiments.time_left import table
 from proxyfda.utils.errors import BadValue
 
 ROOT = Path(train.__file__).parent
@@ -194,6 +195,30 @@ def test_progress_tells_the_time_left(tmp_path, capsys, monkeypatch):
     # 40 s of work in the first 20 s, then 80 s in 40 s: two at a time, so 2 x 40 s take 40 s
     assert lines[0] == "[1 of 4] a: 71.23 % (0:00:40; about 0:01:00 left)"
     assert lines[1] == "[2 of 4] b: 71.23 % (0:00:40; about 0:00:40 left)"
+
+
+def test_trainings_and_evaluations_are_timed_apart(tmp_path, capsys, monkeypatch):
+    clock = itertools.count(0.0, 100.0)
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
+    test = ["--trainer", "CoOp", "--eval-only"]
+    flags = {"a": test[:2], "b": test[:2], "c": test[:2], "x": test, "y": test}
+    todo = [Job(name, str(tmp_path / name), words) for name, words in flags.items()]
+    progress = sweep._Progress(todo)
+    progress.start(0)
+    for name, seconds in (("a", 100), ("x", 10)):
+        os.makedirs(tmp_path / name)
+        result = {"accuracy": 50.0, "time": {"run": seconds}}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        progress._look()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("about 0:03:20 left (trainings 0:03:20, evaluations not measured yet))")
+    # 110 s of work in 200 s; two trainings of 100 s and an evaluation of 10 s are left
+    assert second.endswith("about 0:06:22 left (trainings 0:06:04, evaluations 0:00:18))")
+    kinds = {line.split()[0]: line.split()[1:] for line in table(todo, 2).splitlines()}
+    assert kinds["trainings"] == ["1", "2", "0:01:40", "0:03:20"]
+    assert kinds["evaluations"] == ["1", "1", "0:00:10", "0:00:10"]
+    assert table(todo, 2).endswith("with 2 jobs at a time about 0:01:45")
+    assert "not measured yet  ?" in table(todo[1:])
 
 
 # -- two sweeps on one output folder ------------------------------------------------------------

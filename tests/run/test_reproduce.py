@@ -135,7 +135,7 @@ def test_estimate_needs_no_data(capsys):
             "--seconds-per-step is 0; use more than 0",
         ),
         (["reproduce", "--overlay", "paper"], "take the place of a choice; add --no-select"),
-        (["base2new", "CoOp", "dtd", "1", "--estimate"], "--estimate is for reproduce; leave it"),
+        (["select", "FDACoOp", "dtd", "--estimate"], "--estimate is not for select; leave it"),
         (["base2new_all", "CoOp", "--no-select"], "--no-select is for reproduce; leave it out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -1,6 +1,7 @@
 """The benchmark script on the bundled CLIP: it runs, and measures what it says."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,66 @@ print(bench.peak_memory(job))
 def test_names_are_real_and_distinct(bench):
     names = bench.class_names(1200)
     assert len(set(names)) > 1150 and names[:1] == ["tench"]
+
+
+@pytest.fixture
+def study(bench, monkeypatch, tmp_path):
+    """Run a study with what a checkout's run would take and leave, in place of running it."""
+    import bench_study
+
+    calls = []
+
+    def timed(root, words, threads):
+        calls.append((root, words))
+        output = Path(words[words.index("--output") + 1], "base2new", "run")
+        output.mkdir(parents=True)
+        ours = root == str(SCRIPT.parent.parent)
+        (output / "result.json").write_text(json.dumps({"accuracy": 50.0 if ours else 50.25}))
+        return (10.0, 8.0) if ours else (20.0, 24.0)
+
+    def run(*words):
+        argv = ["bench.py", "CoOp", "FDACoOp", "--study", "--backbone", "ViT-Bundled"]
+        argv += ["--classes", "3", "--shots", "2", "--tested", "1", "--rounds", "2", *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(bench_study, "timed", timed)
+        return bench.main(), calls
+
+    return run
+
+
+def test_a_study_takes_turns_with_another_checkout(study, capsys, tmp_path):
+    other = tmp_path / "other"
+    (other / "scripts").mkdir(parents=True)
+    (other / "scripts" / "run.py").write_text("")
+    code, calls = study("--against", str(other))
+    here = str(SCRIPT.parent.parent)
+    assert code == 0 and [root for root, _ in calls] == [here, str(other), str(other), here]
+    for _, words in calls:
+        assert words[:2] == ["base2new", "CoOp,FDACoOp"] and words[4] == "2"
+    assert len({tuple(words[:-1]) for _, words in calls}) == 1  # all but the folder of the output
+    text = capsys.readouterr().out
+    assert next(line for line in text.splitlines() if "against" in line).split()[1:] == [
+        "20.0", "24.0", "2.00", "3.00",
+    ]  # fmt: skip
+    assert "accuracies of 1 runs differ by at most 0.25 points" in text
+
+
+def test_what_a_study_cannot_be_is_one_sentence(study, bench, tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="holds no scripts/run.py; give the folder of a"):
+        study("--against", str(tmp_path))
+    for words, message in ((["--epochs", "0"], "at least 2 classes"), (["--shots", "0"], "1 of")):
+        with pytest.raises(SystemExit):
+            study(*words)
+        assert message in capsys.readouterr().err
+
+
+def test_images_of_a_study_are_the_same_every_time(bench, tmp_path):
+    from bench_study import write_images
+
+    for name in ("a", "b"):
+        write_images(str(tmp_path / name), 2, 2, 1, 32)
+    first, second = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.jpg")}
+        for name in ("a", "b")
+    )
+    assert first == second and len(set(first.values())) == 6

@@ -71,3 +71,10 @@ def attend_to_all(qkv: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     mask = attn_mask if attn_mask is None else attn_mask.to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def attend_from(q: Tensor, kv: Tensor) -> Tensor:
+    """Softmax attention of some tokens' queries [n, R, h, e] to all keys and values
+    [n, L, 2, h, e]: [n, R, h * e]."""
+    k, v = kv.permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2)

@@ -18,7 +18,13 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from proxyfda.backbones.clip.blocks import are_known, attend_to_all, run_block, run_last_block
+from proxyfda.backbones.clip.blocks import (
+    are_known,
+    attend_from,
+    attend_to_all,
+    run_block,
+    run_last_block,
+)
 from proxyfda.backbones.clip.tree import LayoutCache, PromptLayout, common_prefix
 from proxyfda.utils.errors import BadValue
 
@@ -269,6 +275,17 @@ class ImageEncoder(FrozenEncoder):
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.visual.parameters() if p.dim() == 4)
 
+    @property
+    def _reads_one_token(self) -> bool:
+        """Whether the features are read at the class token alone, behind blocks that are known."""
+        visual = self.visual
+        return (
+            self.takes_prompts
+            and getattr(visual, "pool_type", "") == "tok"
+            and getattr(visual, "attn_pool", None) is None
+            and are_known(visual.transformer)
+        )
+
     def forward(
         self,
         images: Tensor,
@@ -292,7 +309,7 @@ class ImageEncoder(FrozenEncoder):
         """
         images = images.to(self.dtype)
         deep_prompts = deep_prompts or ()
-        if prompts is None and not deep_prompts:
+        if prompts is None and not deep_prompts and not self._reads_one_token:
             out = self.visual(images)
             return out[0] if isinstance(out, tuple) else out
         if not self.takes_prompts:
@@ -313,8 +330,11 @@ class ImageEncoder(FrozenEncoder):
 
         if prompts is not None:
             x = replace(x, prompts)
-        run = whole_sequences(visual.transformer)
-        x = run_blocks(visual.transformer, visual.ln_pre(x), run, deep_prompts, replace)
+        run, run_last = whole_sequences(visual.transformer), None
+        if self._reads_one_token:
+            read = torch.zeros(1, dtype=torch.long, device=x.device)
+            run_last = partial(run_last_block, read=read, attend=attend_from)
+        x = run_blocks(visual.transformer, visual.ln_pre(x), run, deep_prompts, replace, run_last)
         # The prompts are not among the tokens that are pooled.
         pooled, _ = visual._pool(x[:, :n])
         return pooled if visual.proj is None else pooled @ visual.proj

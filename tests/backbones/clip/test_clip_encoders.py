@@ -179,6 +179,20 @@ def test_image_prompts(any_clip, clip, first, deep):
     torch.testing.assert_close(ImageEncoder(any_clip)(IMAGES, first, deep), expected)
 
 
+@pytest.mark.parametrize("first", [None, prompts(2, 4)], ids=["plain", "prompted"])
+def test_the_last_image_block_computes_the_token_that_is_read_alone(clip, first):
+    encoder, tokens = ImageEncoder(clip), []
+    blocks = clip.visual.transformer.resblocks
+    hooks = [
+        block.mlp.register_forward_hook(lambda module, given, out: tokens.append(given[0].shape[1]))
+        for block in blocks
+    ]
+    encoder(IMAGES, first)
+    for hook in hooks:
+        hook.remove()
+    assert tokens == [5 + (first is not None) * 2] * (len(blocks) - 1) + [1]
+
+
 def test_gradients_of_all_prompts(tiny_file):
     clip = load_clip("ViT-B/16", str(tiny_file)).double()
     text, image = TextEncoder(clip), ImageEncoder(clip)
