@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxyfda.backbones import ImageBackbone, load_backbone
 from proxyfda.backbones.clip import mismatches
-from proxyfda.dassl import find_checkpoint, load_checkpoint
+from proxyfda.dassl import find_checkpoint, load_checkpoint, weights_in
 from proxyfda.experiments import layout
 from proxyfda.utils.errors import BadValue, NotFound
 
@@ -106,12 +106,9 @@ def checkpoint_state(path: str) -> dict[str, Tensor]:
 
     Raises:
         BadValue: it is damaged, or holds none.
+        NotFinite: a weight is infinite or no number.
     """
-    found = load_checkpoint(path)
-    if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
-        raise BadValue(f"{path} has no state_dict; give the output folder of a FineTune run")
-    state: dict[str, Tensor] = found["state_dict"]
-    return state
+    return weights_in(load_checkpoint(path), path)
 
 
 def _config_of(folder: str) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
+from typing import Optional
 
 __all__ = [
     "AlreadyExists",
     "BadModel",
     "BadType",
     "BadValue",
+    "CannotWrite",
     "NotFinite",
     "NotFound",
     "NotInstalled",
     "Unusable",
     "UserError",
+    "refused_write",
     "sentence",
     "show_user_errors",
 ]
@@ -55,12 +59,50 @@ class AlreadyExists(UserError, FileExistsError):
     """A file or folder that is there already and would be overwritten."""
 
 
+class CannotWrite(UserError, OSError):
+    """A file or folder that the operating system does not let be written."""
+
+
 class NotInstalled(UserError, ImportError):
     """A library that is needed and cannot be imported."""
 
 
 class NotFinite(UserError, FloatingPointError):
     """A loss or a weight that is infinite or no number."""
+
+
+_ELSEWHERE = "choose a folder that you can write"
+# What stands in the way of writing -> the end of the sentence that names the file.
+_REFUSED = {
+    errno.ENOSPC: "the disk is full; free some space there, or choose a folder on another disk",
+    errno.EDQUOT: "your quota of that disk is used up; free some of it, or choose another disk",
+    errno.EFBIG: "it would be larger than a file may be there (see `ulimit -f`); choose another disk",
+    errno.EROFS: f"that file system is read-only; {_ELSEWHERE}",
+    errno.EACCES: f"you have no permission to; {_ELSEWHERE}",
+    errno.EPERM: f"you have no permission to; {_ELSEWHERE}",
+    errno.EIO: "the disk reports an error; choose a folder on another disk",
+}
+# The same where a path was chosen to be written to; elsewhere these may be a defect of ours.
+_MISTAKEN = {
+    errno.ENOTDIR: "a part of its path is a file; choose a folder, or move that file away",
+    errno.EEXIST: "a file is where a folder is meant; choose a folder, or move that file away",
+    errno.EISDIR: "a folder is where a file is meant; choose another name, or move it away",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "a link in its path leads to itself; choose a folder",
+}
+
+
+def refused_write(error: OSError, path: str = "") -> Optional[CannotWrite]:
+    """What keeps a file from being written, as one sentence; None if it is something else.
+
+    Args:
+        error: of the operating system.
+        path: what was to be written; without it the file that the error names.
+    """
+    why = _REFUSED.get(error.errno or 0) or (path and _MISTAKEN.get(error.errno or 0))
+    if not why:
+        return None
+    return CannotWrite(f"{path or error.filename or 'a file'} cannot be written: {why}")
 
 
 def sentence(error: BaseException) -> str:
@@ -71,20 +113,23 @@ def sentence(error: BaseException) -> str:
 def show_user_errors() -> None:
     """From now on an uncaught :class:`UserError` ends the program with ``error: <sentence>``.
 
-    For entry points. The exit code is 1; every other exception keeps its traceback, and so does
+    For entry points. A full or read-only disk is told in the same way (:func:`refused_write`). The exit code is 1; every other exception keeps its traceback, and so does
     everything with ``PROXYFDA_TRACEBACK=1``. Ctrl-C ends with exit code 130 and a hint.
     """
     show = sys.excepthook
 
     def hook(kind, error, trace):  # type: ignore[no-untyped-def]
+        told = error if isinstance(error, UserError) else None
+        if isinstance(error, OSError):
+            told = told or refused_write(error)
         if issubclass(kind, KeyboardInterrupt):
             print("\ninterrupted: run the same command again to go on", file=sys.stderr, flush=True)
             # As Python itself would, unless code of an extension runs at exit: then it gives 1.
             atexit._run_exitfuncs()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
-        elif os.environ.get("PROXYFDA_TRACEBACK") != "1" and isinstance(error, UserError):
-            print(f"error: {sentence(error)}", file=sys.stderr)
+        elif os.environ.get("PROXYFDA_TRACEBACK") != "1" and told is not None:
+            print(f"error: {sentence(told)}", file=sys.stderr)
         else:
             show(kind, error, trace)
 
