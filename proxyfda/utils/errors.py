@@ -76,10 +76,13 @@ _ELSEWHERE = "choose a folder that you can write"
 _REFUSED = {
     errno.ENOSPC: "the disk is full; free some space there, or choose a folder on another disk",
     errno.EDQUOT: "your quota of that disk is used up; free some of it, or choose another disk",
-    errno.EFBIG: "it would be larger than a file may be there (see `ulimit -f`); choose another disk",
+    errno.EFBIG: "it would be larger than a file may be there (ulimit -f); choose another disk",
     errno.EROFS: f"that file system is read-only; {_ELSEWHERE}",
-    errno.EACCES: f"you have no permission to; {_ELSEWHERE}",
-    errno.EPERM: f"you have no permission to; {_ELSEWHERE}",
+}
+# The same where reading may be meant as well.
+_UNUSABLE = {
+    errno.EACCES: f"you have no permission; change its rights, or {_ELSEWHERE}",
+    errno.EPERM: f"you have no permission; change its rights, or {_ELSEWHERE}",
     errno.EIO: "the disk reports an error; choose a folder on another disk",
 }
 # The same where a path was chosen to be written to; elsewhere these may be a defect of ours.
@@ -92,17 +95,20 @@ _MISTAKEN = {
 }
 
 
-def refused_write(error: OSError, path: str = "") -> Optional[CannotWrite]:
+def refused_write(error: OSError, path: str = "", within: str = "") -> Optional[CannotWrite]:
     """What keeps a file from being written, as one sentence; None if it is something else.
 
     Args:
         error: of the operating system.
         path: what was to be written; without it the file that the error names.
+        within: the folder that was written to, where the error names no file.
     """
-    why = _REFUSED.get(error.errno or 0) or (path and _MISTAKEN.get(error.errno or 0))
-    if not why:
-        return None
-    return CannotWrite(f"{path or error.filename or 'a file'} cannot be written: {why}")
+    code = error.errno or 0
+    file = path or error.filename or within or "a file"
+    if path or code in _REFUSED:
+        why = {**_REFUSED, **_UNUSABLE, **(_MISTAKEN if path else {})}.get(code)
+        return CannotWrite(f"{file} cannot be written: {why}") if why else None
+    return CannotWrite(f"{file} cannot be used: {_UNUSABLE[code]}") if code in _UNUSABLE else None
 
 
 def sentence(error: BaseException) -> str:

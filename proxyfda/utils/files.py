@@ -17,8 +17,12 @@ _PARTIAL = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 
 
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
-    """What the operating system has against writing ``path`` meanwhile, as one sentence.
+def writing(path: str = "", *, within: str = "") -> Iterator[None]:
+    """What the operating system has against writing meanwhile, as one sentence.
+
+    Args:
+        path: the file or folder that is written, if it is one.
+        within: the folder that has it, named where the error names no file.
 
     Raises:
         CannotWrite: in place of its ``OSError``, see :func:`proxyfda.utils.errors.refused_write`.
@@ -28,7 +32,7 @@ def writing(path: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        told = refused_write(error, str(path))
+        told = refused_write(error, str(path), str(within))
         if told is None:
             raise
         raise told from error
