@@ -13,7 +13,7 @@ import zipfile
 import torch
 
 from proxyfda.utils.errors import BadValue, NotFinite, NotFound, Unusable
-from proxyfda.utils.files import write_atomically, write_text
+from proxyfda.utils.files import write_atomically, write_binary, write_text
 
 from .optim import fast_forward, steps_taken
 
@@ -131,32 +131,6 @@ def check_finite(weights, what, remedy="delete it or restore it from a copy"):
         )
 
 
-class _Written:
-    """A file that keeps the error of a write: torch.save reports a full disk as its own defect."""
-
-    def __init__(self, file):
-        self._file, self.error = file, None
-        self.flush = file.flush
-
-    def write(self, data):
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def _save(state, path):
-    with open(path, "wb") as file:
-        written = _Written(file)
-        try:
-            torch.save(state, written)
-        except RuntimeError:
-            if written.error:
-                raise written.error from None
-            raise
-
-
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
     """Save `state` (with keys state_dict and epoch) as `model_name` or model.pth.tar-<epoch>.
 
@@ -181,7 +155,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     model_name = model_name or f"model.pth.tar-{state['epoch']}"
     fpath = os.path.join(save_dir, model_name)
 
-    write_atomically(fpath, lambda path: _save(state, path))
+    write_binary(fpath, lambda file: torch.save(state, file))
     print(f"Checkpoint saved to {fpath}")
     write_text(os.path.join(save_dir, POINTER), f"{model_name}\n")
     if is_best:

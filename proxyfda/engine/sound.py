@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import NamedTuple
@@ -24,20 +25,29 @@ class Place(NamedTuple):
         folder: of the model.
         optimizer, scheduler: of the trainer; None for what it does not have.
         steps_per_epoch: that a schedule takes at most; None if that is not known.
+        beside: called with an epoch; raises if what else is kept of it is damaged.
     """
 
     folder: str
     optimizer: torch.optim.Optimizer | None = None
     scheduler: object = None
     steps_per_epoch: int | None = None
+    beside: object = None
 
 
 def places(trainer, directory):
     """The `Place` of every model of a trainer below `directory`."""
     loader = getattr(trainer, "train_loader_x", None)
     steps = None if loader is None else max(len(loader), 1)
+    beside = functools.partial(trainer.check_beside, directory)
     return [
-        Place(os.path.join(directory, name), trainer._optims[name], trainer._scheds[name], steps)
+        Place(
+            os.path.join(directory, name),
+            trainer._optims[name],
+            trainer._scheds[name],
+            steps,
+            beside,
+        )
         for name in trainer.get_model_names()
     ]
 
@@ -58,9 +68,7 @@ def common_checkpoints(where):
         newest = max(epoch for epoch, _, _ in heads)
         if all(epoch == newest for epoch, _, _ in heads):
             yield newest, [(path, content) for _, path, content in heads]
-        heads = [
-            next(row, None) if head[0] == newest else head for row, head in zip(rows, heads)
-        ]
+        heads = [next(row, None) if head[0] == newest else head for row, head in zip(rows, heads)]
 
 
 def _sound(place):
@@ -69,6 +77,8 @@ def _sound(place):
             checkpoint = load_checkpoint(path)
             check(checkpoint, path, place)
             _check_best(checkpoint, place.folder)
+            if place.beside is not None:
+                place.beside(checkpoint["epoch"])
         except UserError as error:
             print(f"Not going on from {os.path.basename(path)}: {sentence(error)}")
             continue
@@ -80,7 +90,9 @@ def _files(folder):
     if not os.path.exists(os.path.join(folder, POINTER)):
         return []
     pointed, names = last_saved(folder) or "", os.listdir(folder)
-    epochs = {name: int(_NUMBERED.fullmatch(name)[1]) for name in names if _NUMBERED.fullmatch(name)}
+    epochs = {
+        name: int(_NUMBERED.fullmatch(name)[1]) for name in names if _NUMBERED.fullmatch(name)
+    }
     match = _NUMBERED.fullmatch(pointed)
     newest = int(match[1]) if match else max(epochs.values(), default=0)
     older = [name for name in epochs if epochs[name] <= newest and name != pointed]

@@ -87,6 +87,10 @@ class TrainerBase:
         Called when resuming, with `{}` where the checkpoint has none.
         """
 
+    def check_beside(self, directory, epoch):
+        """Hook: raise a `UserError` if what a mixin keeps in files of its own below `directory`
+        after `epoch` epochs is damaged; an older checkpoint is gone on from then."""
+
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Save every model after epoch `epoch` (0-based) to `directory/<model name>/`."""
         for position, name in enumerate(self.get_model_names()):
@@ -129,7 +133,9 @@ class TrainerBase:
                 continue
             print(f"Found checkpoint at {directory} (will resume training)")
             for name, (path, checkpoint) in zip(names, found):
-                restore(checkpoint, path, self._models[name], self._optims[name], self._scheds[name])
+                restore(
+                    checkpoint, path, self._models[name], self._optims[name], self._scheds[name]
+                )
             if first.get("scaler") and getattr(self, "scaler", None) is not None:
                 self.scaler.load_state_dict(first["scaler"])
             self.best_result = first.get("best_result", -np.inf)

@@ -38,7 +38,14 @@ def read_config(folder: str) -> dict[str, Any]:
         dict(flat(content))  # the keys are texts all the way down
         if not content:
             raise ValueError("it is empty")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         raise BadValue(
             f"{path} is damaged ({' '.join(str(error).split())[:120]}); restore it from a copy, or "
             "remove the folder to run it anew"

@@ -28,7 +28,9 @@ LOCK = "run.lock"
 OWNER = "run.lock.json"
 WAIT = 0.2  # seconds between looks at a lock that is waited for
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-_held: dict[str, tuple[int, FileLock | Lease]] = {}  # folder -> process that locked it; a fork inherits it
+_held: dict[
+    str, tuple[int, FileLock | Lease]
+] = {}  # folder -> process that locked it; a fork inherits it
 
 
 class Busy(UserError, RuntimeError):
@@ -81,6 +83,15 @@ def holder(folder: str) -> str:
         return _owner(folder) or "another process"
     except (NotImplementedError, OSError):
         return ""  # no locks there, or nothing that we may write
+
+
+def clear(folder: str) -> None:
+    """Remove what a killed process has left of its lock; nothing happens while one holds it."""
+    folder = os.path.abspath(folder)
+    if any(os.path.exists(os.path.join(folder, name)) for name in (LOCK, OWNER)):
+        with contextlib.suppress(Busy, OSError):
+            _held[folder] = (os.getpid(), _acquire(folder))
+            _release(folder)
 
 
 def release_all() -> None:

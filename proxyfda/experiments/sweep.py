@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from proxyfda.experiments import launchers, layout
 from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
-from proxyfda.experiments.lock import holder
+from proxyfda.experiments.lock import clear, holder
 from proxyfda.utils.errors import AlreadyExists, BadValue, sentence
 
 RETRY = 5.0  # seconds between looks at what another sweep is running
@@ -51,6 +51,9 @@ def run(
     if dry_run:
         _say_what_would_run(jobs, failed)
         return 1 if failed else 0
+    for job in jobs:
+        if job.complete:
+            clear(job.folder)
     todo = [job for job in jobs if not job.complete and job.folder not in failed]
     if launch is None:
         here = workers == 1

@@ -114,9 +114,7 @@ def checkpoint_state(path: str) -> dict[str, Tensor]:
 def _config_of(folder: str) -> dict[str, Any]:
     config = read_config(folder)
     if not config:
-        raise BadValue(
-            f"{folder} has no {layout.CONFIG}; give the output folder of a FineTune run"
-        )
+        raise BadValue(f"{folder} has no {layout.CONFIG}; give the output folder of a FineTune run")
     try:
         config["MODEL"]["BACKBONE"]["NAME"], config["INPUT"]["SIZE"][0], config["TRAINER"]["NAME"]
     except (TypeError, KeyError, IndexError) as error:

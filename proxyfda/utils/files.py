@@ -11,7 +11,14 @@ from typing import Any, Callable, Iterator, Optional
 
 from proxyfda.utils.errors import UserError, refused_write
 
-__all__ = ["remove_partial", "write_atomically", "write_json", "write_text", "writing"]
+__all__ = [
+    "remove_partial",
+    "write_atomically",
+    "write_binary",
+    "write_json",
+    "write_text",
+    "writing",
+]
 
 _PARTIAL = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 
@@ -60,6 +67,45 @@ def write_atomically(path: str, write: Callable[[str], Any]) -> None:
         finally:
             with contextlib.suppress(OSError):
                 os.remove(partial)
+
+
+class _Written:
+    """A binary file that keeps the error of a write, for libraries that report another one."""
+
+    def __init__(self, file: Any):
+        self._file, self.flush = file, file.flush
+        self.error: Optional[OSError] = None
+
+    def write(self, data: Any) -> Any:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def write_binary(path: str, save: Callable[[Any], Any]) -> None:
+    """Let ``save`` write to a binary file, which then takes the name ``path``; atomically.
+
+    Args:
+        save: called with the file. ``torch.save`` and its like say nothing of a full disk when a
+            write fails; that is told here.
+
+    Raises:
+        CannotWrite: see :func:`write_atomically`.
+    """
+
+    def write(partial: str) -> None:
+        with open(partial, "wb") as file:
+            written = _Written(file)
+            try:
+                save(written)
+            except Exception:
+                if written.error is not None:
+                    raise written.error from None
+                raise
+
+    write_atomically(path, write)
 
 
 def remove_partial(folder: str) -> None:
