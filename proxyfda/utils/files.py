@@ -69,27 +69,12 @@ def write_atomically(path: str, write: Callable[[str], Any]) -> None:
                 os.remove(partial)
 
 
-class _Written:
-    """A binary file that keeps the error of a write, for libraries that report another one."""
-
-    def __init__(self, file: Any):
-        self._file, self.flush = file, file.flush
-        self.error: Optional[OSError] = None
-
-    def write(self, data: Any) -> Any:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
 def write_binary(path: str, save: Callable[[Any], Any]) -> None:
     """Let ``save`` write to a binary file, which then takes the name ``path``; atomically.
 
     Args:
-        save: called with the file. ``torch.save`` and its like say nothing of a full disk when a
-            write fails; that is told here.
+        save: called with the file. ``torch.save`` and its like raise an error of their own where a
+            write was refused or interrupted; here the first one is raised.
 
     Raises:
         CannotWrite: see :func:`write_atomically`.
@@ -97,15 +82,20 @@ def write_binary(path: str, save: Callable[[Any], Any]) -> None:
 
     def write(partial: str) -> None:
         with open(partial, "wb") as file:
-            written = _Written(file)
             try:
-                save(written)
-            except Exception:
-                if written.error is not None:
-                    raise written.error from None
-                raise
+                save(file)
+            except Exception as error:
+                raise _cause(error) from None
 
     write_atomically(path, write)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error came from, if a write was refused or the user has interrupted it."""
+    found: Optional[BaseException] = error
+    while found is not None and not isinstance(found, (OSError, KeyboardInterrupt, SystemExit)):
+        found = found.__cause__ or found.__context__
+    return error if found is None else found
 
 
 def remove_partial(folder: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch.utils.tensorboard  # noqa: F401  (children are forked with it)
-from experiments.conftest import argv, config, images  # noqa: F401
+from experiments.conftest import argv, config, images, run  # noqa: F401
 
 sys.path[:0] = [str(Path(__file__).parent)]
 import machine  # noqa: E402

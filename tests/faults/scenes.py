@@ -64,6 +64,7 @@ class Scenes:
             jobs += protocols.base2new_jobs(
                 trainer, dataset, 1, shots=2, opts=["OPTIM.MAX_EPOCH", "2"], **where
             )
+        sweep.RETRY = 0.2
         return sweep.run(jobs)
 
 
