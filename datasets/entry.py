@@ -108,6 +108,23 @@ def listed_paths(parts, image_dir):
             yield os.path.join(image_dir, entry.path)
 
 
+def leaves_folder(path):
+    """Whether a listed path is no path of a file below the folder that it is relative to."""
+    path = path.replace("\\", "/")
+    return not path or "\0" in path or os.path.isabs(path) or ".." in path.split("/")
+
+
+def same_prompts(classnames):
+    """Pairs of class names that are the same text in a prompt: CLIP's texts are in lower case, and
+    an underscore is a space."""
+    seen, pairs = {}, []
+    for name in classnames:
+        first = seen.setdefault(" ".join(name.replace("_", " ").casefold().split()), name)
+        if first is not name:
+            pairs.append((first, name))
+    return pairs
+
+
 def find_files(paths):
     """Look for files by one listing per folder, not one stat each.
 

@@ -36,6 +36,7 @@ from proxyfda.regularisers import L2SP, find
 from proxyfda.utils.errors import BadModel, BadType, BadValue, NotFinite, NotInstalled, Unusable
 from proxyfda.utils.files import write_atomically
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.templates import check_template
 from proxyfda.vocabulary import names_without, read_vocabulary
 
 __all__ = [
@@ -410,6 +411,7 @@ class RegularisedTrainer(BalancedBatches):
             return None
         dataset, name = self.dm.dataset, self.cfg.DATASET.NAME  # type: ignore[attr-defined]
         template = template or find_template(type(self), dataset, name)
+        check_template(template, f"the template of {name}")
         texts = [template.format(classname) for classname in self._classnames()]
         clip = FrozenCLIP(
             encoders.get("image_encoder"),

@@ -193,7 +193,7 @@ def test_unknown_precision():
     ("name", "weights", "error", "said"),
     [
         ("ViT-B/61", "openai", ValueError, "unknown backbone 'ViT-B/61' .did you mean 'ViT-B/16'"),
-        ("ViT-B/16", "opnai", ValueError, "no weights with the tag 'opnai' .did you mean 'openai'"),
+        ("ViT-B/16", "opnai", ValueError, "no weights 'opnai' .did you mean 'openai'"),
         ("ViT-B/16", "no/such.pt", FileNotFoundError, "weights file no/such.pt does not exist"),
         ("ViT-B/16", "bundled", ValueError, "belongs to ViT-Bundled, not to ViT-B/16"),
         ("ViT-B-16-SigLIP", "webli", ValueError, "SigLIP cannot be prompted: .*not causal"),
