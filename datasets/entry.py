@@ -119,9 +119,10 @@ def same_prompts(classnames):
     an underscore is a space."""
     seen, pairs = {}, []
     for name in classnames:
-        first = seen.setdefault(" ".join(name.replace("_", " ").casefold().split()), name)
-        if first is not name:
-            pairs.append((first, name))
+        text = " ".join(name.replace("_", " ").casefold().split())
+        if text in seen:
+            pairs.append((seen[text], name))
+        seen.setdefault(text, name)
     return pairs
 
 

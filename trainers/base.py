@@ -98,6 +98,13 @@ class PromptLearner(nn.Module):
     ):
         super().__init__()
         n_ctx = context.shape[-2]
+        room = text_encoder.context_length - 3  # start, end, and a token of a class name
+        if n_ctx > room:
+            options = next((names[0] for names in self.prompt_sets.values()), "the context")
+            raise BadValue(
+                f"{options} gives {n_ctx} context tokens, which leave no room for class names in "
+                f"the {text_encoder.context_length} tokens of the text encoder; use at most {room}"
+            )
         print(f'Initial context: "{words or " ".join(["X"] * n_ctx)}"')
         print(f"Number of context words (tokens): {n_ctx}")
         self.ctx = nn.Parameter(context)

@@ -297,7 +297,7 @@ def _no_option(key: str, value: Any, known: list[str]) -> str:
         return f"{key} is {shown(value)}, but it is a group of options; give one, like {beneath[0]}"
     above = [option for option in known if key.startswith(f"{option}.")]
     if above:
-        return f"{above[0]} is one option and has no {key[len(above[0]) + 1 :]!r} in it"
+        return f"{key!r} is no option: {above[0]} is one, and has none in it"
     return f"{key!r} is no option; {near_option(key, known)}"
 
 

@@ -132,7 +132,7 @@ def test_every_registered_class_adds_its_options(monkeypatch, which):
         ("OPTIM: {MAX_EPOCH: many}", ": OPTIM.MAX_EPOCH is 'many'; give a whole number of at"),
         ("OPTIM: {", " is not valid YAML"),
         ("OPTIM: 5", ": OPTIM is 5, but it is a group of options; give one, like OPTIM.NAME"),
-        ("OPTIM: {LR: {A: 1}}", ": OPTIM.LR is one option and has no 'A' in it"),
+        ("OPTIM: {LR: {A: 1}}", ": 'OPTIM.LR.A' is no option: OPTIM.LR is one"),
         ("OPTIM: {LR: 1}\nOPTIM: {MOMENTUM: 0}", " is not valid YAML .*OPTIM is given twice"),
         ("- LR", " holds no options"),
     ],
