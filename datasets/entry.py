@@ -182,7 +182,7 @@ def find_all_files(parts, image_dir, source, hint):
     if missing:
         raise NotFound(
             f"{len(missing)} of {sum(map(len, parts.values()))} images listed in {source} are "
-            f"missing, the first is {missing[0]}; {hint}"
+            f"missing, the first is {missing[0][:400]}; {hint}"
         )
     if found_as:
         listed, there = next(iter(found_as.items()))

@@ -110,7 +110,7 @@ class ImageFolder(SplitDataset):
             with open(self.split_path, encoding="utf-8") as file:
                 # Every value as text: a folder may be called 001, no or null.
                 given = yaml.load(file, Loader=yaml.BaseLoader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise fault("not YAML (" + " ".join(str(error).split()) + ")") from error
         if not isinstance(given, dict) or set(given) - {"name", "template", "classes"}:
             raise fault("it may hold the keys name, template and classes only")

@@ -179,13 +179,14 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML takes the last one without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key.value, str):
+        seen: set[str] = set()
+        names = [(key.value, key) for key, _ in node.value if isinstance(key.value, str)]
+        for name, key in names:
+            if name in seen and name != "<<":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is given twice", key.start_mark
+                    None, None, f"{name} is given twice", key.start_mark
                 )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -270,6 +271,8 @@ def _merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], where: str) -> None:
         if isinstance(known[key], float) and type(value) is int:
             value = _as_float(value)  # yacs takes no 25 for 25.0
         try:
+            if value is None:  # yacs takes it for a value of any kind
+                raise TypeError
             cfg.merge_from_other_cfg(_nested(key, value))
         except (KeyError, AssertionError, ValueError, TypeError):
             rule = option_rules().get(key)
@@ -310,8 +313,9 @@ def near_option(key: str, known: list[str]) -> str:
     siblings = {option.rpartition(".")[2] for option in known if option.startswith(f"{parent}.")}
     siblings = {sibling for sibling in siblings if f"{parent}.{sibling}" in known}
     same = [option for one, options in names.items() for option in options if _same(one, name)]
+    same = [option for option in same if option.startswith(f"{parent}.")] or same
     if same:
-        return f"did you mean {nearest(key, same, 0) or same[0]}?"
+        return f"did you mean {' or '.join(same[:3])}?"
     close = nearest(name, siblings)
     if close:
         return f"did you mean {parent}.{close}?"

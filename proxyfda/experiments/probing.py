@@ -59,6 +59,11 @@ def check_flags(args: argparse.Namespace) -> None:
         for flag, given in (("--alpha", args.alpha is not None), ("--no-cache", args.no_cache)):
             if given:
                 raise BadValue(f"{flag} is for --probe; leave it out, or give datasets to probe")
+        if args.load_epoch is not None and not args.eval_only:
+            raise BadValue(
+                f"--load-epoch {args.load_epoch} is for --eval-only and --probe; a training goes "
+                "on from its last checkpoint"
+            )
         return
     others = {"--eval-only": args.eval_only, "--no-train": args.no_train, "--resume": args.resume}
     for flag, given in others.items():

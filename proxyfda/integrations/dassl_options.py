@@ -105,7 +105,9 @@ class PluginOptions:
             raise _error("WEIGHT", self.weight, "use a finite λ of at least 0 (0 is off)")
         if not (math.isfinite(self.generator_lr) and self.generator_lr > 0):
             raise _error("GENERATOR_LR", self.generator_lr, "use a finite number above 0")
-        if self.m < 0 or self.n < 0 or (self.m == 0) != (self.n == 0):
+        if self.n < 0:
+            raise _error("N", self.n, "use 0 (the host's own batches) or a number of images")
+        if self.m < 0 or (self.m == 0) != (self.n == 0):
             raise _error(
                 "M",
                 self.m,

@@ -1,5 +1,6 @@
 """Fixtures of the bad inputs: a data root, a config and a finished run, all small."""
 
+import contextlib
 import os
 
 import pytest
@@ -9,10 +10,8 @@ from faults.inputs.calls import CLASSES, Place, call, picture, words_of
 
 
 def pytest_addoption(parser):
-    try:
+    with contextlib.suppress(ValueError):  # it is there already
         parser.addoption("--long", action="store_true", help="run what is marked long as well")
-    except ValueError:
-        pass  # it is there already
 
 
 def pytest_configure(config):
