@@ -184,6 +184,7 @@ def test_a_context_may_reach_the_end_of_short_texts(tiny_file):
         ("PromptSRC", ["PROMPT_DEPTH_TEXT", 9], "the text encoder of ViT-B/16 has 3 layers"),
         ("PromptSRC", ["PROMPT_DEPTH_VISION", -1], "PROMPT_DEPTH_VISION is -1; give a whole"),
         ("PromptSRC", ["PROMPT_DEPTH_VISION", 4], "the image encoder of ViT-B/16 has 3 layers"),
+        ("PromptSRC", ["N_CTX_VISION", 6], "N_CTX_VISION is 6, but an image has 5 tokens"),
         ("PromptSRC", ["N_CTX_VISION", 0], "N_CTX_VISION is 0; give a whole number"),
         ("PromptSRC", ["N_CTX_TEXT", 0], "N_CTX_TEXT is 0; give a whole number"),
         ("PromptSRC", ["GPA_STD", 0.0], "GPA_STD is 0.0; give a number above 0"),
