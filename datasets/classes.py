@@ -44,7 +44,7 @@ def check_word(word):
 
 def halves_base(word):
     """Whether a word names a half of the base classes, on which settings are chosen."""
-    return _HALVES.fullmatch(word) is not None
+    return isinstance(word, str) and _HALVES.fullmatch(word) is not None
 
 
 def chosen_labels(labels, word):

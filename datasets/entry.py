@@ -108,6 +108,24 @@ def listed_paths(parts, image_dir):
             yield os.path.join(image_dir, entry.path)
 
 
+def leaves_folder(path):
+    """Whether a listed path is no path of a file below the folder that it is relative to."""
+    path = path.replace("\\", "/")
+    return not path or "\0" in path or os.path.isabs(path) or ".." in path.split("/")
+
+
+def same_prompts(classnames):
+    """Pairs of class names that are the same text in a prompt: CLIP's texts are in lower case, and
+    an underscore is a space."""
+    seen, pairs = {}, []
+    for name in classnames:
+        text = " ".join(name.replace("_", " ").casefold().split())
+        if text in seen:
+            pairs.append((seen[text], name))
+        seen.setdefault(text, name)
+    return pairs
+
+
 def find_files(paths):
     """Look for files by one listing per folder, not one stat each.
 
@@ -164,7 +182,7 @@ def find_all_files(parts, image_dir, source, hint):
     if missing:
         raise NotFound(
             f"{len(missing)} of {sum(map(len, parts.values()))} images listed in {source} are "
-            f"missing, the first is {missing[0]}; {hint}"
+            f"missing, the first is {missing[0][:400]}; {hint}"
         )
     if found_as:
         listed, there = next(iter(found_as.items()))

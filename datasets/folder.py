@@ -7,7 +7,7 @@ import os
 import yaml
 
 from datasets.classes import in_hash_order
-from datasets.entry import PARTS, Entry
+from datasets.entry import PARTS, Entry, same_prompts
 from datasets.make_split import is_image
 from datasets.split import SplitDataset
 from proxyfda.dassl import DATASET_REGISTRY
@@ -79,6 +79,12 @@ class ImageFolder(SplitDataset):
                 f"{len(classes)}; point DATASET.ROOT to the folder that holds the class folders"
             )
         self._check_class_folders(found, classes, names)
+        for first, second in same_prompts([names.get(folder, folder) for folder in classes]):
+            raise BadValue(
+                f"ImageFolder: two classes are called {first!r} and {second!r}, whose prompts are "
+                f"the same; give them different names (classes: in {self.split_path}), or put the "
+                "images into one folder"
+            )
         order = {folder: i for i, folder in enumerate(names)}
         classes = sorted(classes, key=lambda folder: (order.get(folder, len(order)), folder))
         split = self._split(found, classes)
@@ -104,7 +110,7 @@ class ImageFolder(SplitDataset):
             with open(self.split_path, encoding="utf-8") as file:
                 # Every value as text: a folder may be called 001, no or null.
                 given = yaml.load(file, Loader=yaml.BaseLoader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise fault("not YAML (" + " ".join(str(error).split()) + ")") from error
         if not isinstance(given, dict) or set(given) - {"name", "template", "classes"}:
             raise fault("it may hold the keys name, template and classes only")

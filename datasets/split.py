@@ -27,10 +27,12 @@ from datasets.entry import (
     Entry,
     find_all_files,
     find_files,
+    leaves_folder,
     listed_paths,
     make_data,
     make_entries,
     relabelled,
+    same_prompts,
     similar_neighbour,
 )
 from datasets.fewshot import FewShotCache, checksum_of, count_labels, draw
@@ -38,6 +40,7 @@ from datasets.ldifs import check_word as check_split
 from proxyfda.dassl import DatasetBase
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_json
+from proxyfda.utils.rules import Checked, shown
 from proxyfda.utils.templates import check_template
 
 
@@ -142,6 +145,11 @@ class SplitDataset(DatasetBase):
         check_template(self.template, f"{self.name}: template")
         listed = {entry.label: entry.classname for part in PARTS for entry in parts[part]}
         self.all_classnames = [listed[label] for label in sorted(listed)]
+        for first, second in same_prompts(self.all_classnames)[:1]:
+            print(
+                f"Warning: {self.name} has the classes {first!r} and {second!r}, whose prompts are "
+                "the same, so that no text tells them apart"
+            )
         if self.test_only:
             if shots != -1 or subsample != "all":
                 print(
@@ -171,6 +179,14 @@ class SplitDataset(DatasetBase):
             cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # see datasets/classes.py
         if "SPLIT" not in cfg.DATASET:
             cfg.DATASET.SPLIT = ""  # see datasets/ldifs.py
+
+    @classmethod
+    def option_rules(cls):
+        """What these options may be, by their dotted names."""
+        return {
+            "DATASET.SUBSAMPLE_CLASSES": Checked(check_word, "all, base or new"),
+            "DATASET.SPLIT": Checked(check_split, "ldifs, or leave it empty"),
+        }
 
     @classmethod
     def at(cls, root):
@@ -396,7 +412,7 @@ def _parse_split(filepath):
     try:
         with open(filepath, encoding="utf-8") as file:
             raw = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fault(f"not JSON: {error}") from error
     split = {}
     for part in PARTS:
@@ -404,17 +420,33 @@ def _parse_split(filepath):
             raise fault(f"no list {part!r}")
         split[part] = []
         for number, entry in enumerate(raw[part]):
-            try:
-                path, label, classname = entry
-                label = int(label)
-                if label < 0 or not isinstance(path, str) or not isinstance(classname, str):
-                    raise ValueError
-            except (TypeError, ValueError):
+            sound = _entry(entry)
+            if sound is None:
                 raise fault(
-                    f"entry {number} of {part!r} is {entry!r}, not [path, label, class name]"
-                ) from None
-            split[part].append(Entry(path, label, classname))
+                    f"entry {number} of {part!r} is {shown(entry)}, not [path, label, class name]"
+                )
+            if leaves_folder(sound.path):
+                raise fault(
+                    f"entry {number} of {part!r} has the path {shown(sound.path)}, which is not "
+                    "below the image folder"
+                )
+            split[part].append(sound)
     return check_parts(split, fault)
+
+
+def _entry(entry):
+    """An entry of a split file, or ``None`` if it is none."""
+    try:
+        path, label, classname = entry
+    except (TypeError, ValueError):
+        return None
+    whole = isinstance(label, int) and not isinstance(label, bool)
+    if isinstance(label, float) and label.is_integer():  # as some programs write whole numbers
+        label, whole = int(label), True
+    if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
+        label, whole = int(label), True
+    named = isinstance(path, str) and isinstance(classname, str) and bool(classname.strip())
+    return Entry(path, label, classname) if whole and label >= 0 and named else None
 
 
 def check_parts(split, fault, leading="train"):

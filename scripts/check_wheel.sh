@@ -5,9 +5,9 @@
 #   TORCH=torch==1.13.1 bash scripts/check_wheel.sh /path/to/python3.8
 # Environment: TORCH, what is installed as torch; FOLDER, where the environment is made and kept.
 set -euo pipefail
-target="${1:-python3}"
 REQUIREMENTS="${REQUIREMENTS:-requirements-dev.txt}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+target="${1:-python3}"
 folder="${FOLDER:-$(mktemp -d)}"
 [ -n "${FOLDER:-}" ] || trap 'rm -rf "$folder"' EXIT
 mkdir -p "$folder/tests"

@@ -216,6 +216,10 @@ def _take_words(args: argparse.Namespace) -> None:
     if args.protocol not in END_TO_END:
         args.runs = _runs(args.trainer, args.regulariser)
     args.opts = words
+    if words and _is_key(words[0]) and len(words) % 2:
+        raise BadValue(
+            f"options come in pairs KEY VALUE, but there are {len(words)} words: {' '.join(words)}"
+        )
     if words and not _is_key(words[0]):
         raise BadValue(
             f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "

@@ -31,6 +31,17 @@ for line in sys.stdin:
 ' 2>/dev/null
 }
 
+# --help: what the script says of itself. Only scripts of run.py go on, to its list of options, and
+# only where nothing has to be set up for that.
+_helps=
+case " $* " in
+    *" --help "* | *" -h "*)
+        _helps=yes
+        sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "$0"
+        grep -q 'scripts/run\.py' "$0" || exit 0
+        ;;
+esac
+
 if [ -z "${PYTHON:-}" ]; then
     if command -v python3 >/dev/null && _has_requirements python3; then
         PYTHON="$(command -v python3)"
@@ -39,6 +50,10 @@ if [ -z "${PYTHON:-}" ]; then
         _stamp="$ROOT/.venv/complete-$(_requirement_lines "$_REQUIREMENTS" | cksum | tr ' ' '-')"
         # What was set up for a longer list serves a shorter one.
         if [ ! -f "$_stamp" ] && ! { compgen -G "$ROOT/.venv/complete-*" >/dev/null && _has_requirements "$PYTHON"; }; then
+            if [ -n "$_helps" ]; then
+                echo "(without --help the Python environment is set up; then --help also lists all options)"
+                exit 0
+            fi
             command -v python3 >/dev/null || { echo "error: python3 is not on the PATH; install Python 3.9 or newer" >&2; exit 2; }
             python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' || {
                 echo "error: $(python3 --version) is too old; install Python 3.9 or newer, or set PYTHON=" >&2; exit 2; }

@@ -8,6 +8,7 @@ it (:meth:`PromptTrainer.build_prompt_learner`); one with further loss terms ove
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from contextlib import nullcontext
@@ -35,15 +36,16 @@ from proxyfda.dassl import (
     find_checkpoint,
 )
 from proxyfda.utils.errors import BadValue, NotFinite
-from proxyfda.utils.suggest import did_you_mean
-from proxyfda.utils.templates import DEFAULT_TEMPLATE
+from proxyfda.utils.rules import Flag, OneOf, Rule, Text, check_values
+from proxyfda.utils.templates import DEFAULT_TEMPLATE, check_template
 from trainers.checkpoints import LearnerState
 from trainers.frozen_images import FrozenImages
 
 
 def dataset_template(dataset) -> str:
     """The hand-written prompt of a dataset, or CLIP's general one."""
-    return getattr(dataset, "template", None) or DEFAULT_TEMPLATE
+    template = getattr(dataset, "template", None) or DEFAULT_TEMPLATE
+    return check_template(template, f"{type(dataset).__name__}: template")
 
 
 def unit(features: Tensor) -> Tensor:
@@ -56,6 +58,11 @@ def add_options(node: CfgNode, defaults: dict[str, object]) -> None:
     for name, default in defaults.items():
         if name not in node:
             node[name] = default
+
+
+def _value(cfg: CfgNode, option: str) -> object:
+    """The value of an option by its dotted name."""
+    return functools.reduce(lambda node, name: node[name], option.split("."), cfg)
 
 
 class PromptLearner(nn.Module):
@@ -92,6 +99,13 @@ class PromptLearner(nn.Module):
     ):
         super().__init__()
         n_ctx = context.shape[-2]
+        room = text_encoder.context_length - 3  # start, end, and a token of a class name
+        if n_ctx > room:
+            options = next((names[0] for names in self.prompt_sets.values()), "the context")
+            raise BadValue(
+                f"{options} gives {n_ctx} context tokens, which leave no room for class names in "
+                f"the {text_encoder.context_length} tokens of the text encoder; use at most {room}"
+            )
         print(f'Initial context: "{words or " ".join(["X"] * n_ctx)}"')
         print(f"Number of context words (tokens): {n_ctx}")
         self.ctx = nn.Parameter(context)
@@ -202,6 +216,10 @@ BACKBONE_OPTIONS: dict[str, object] = {
     "WEIGHTS": "openai",  # an open_clip tag, or a local file
     "GRAD_CHECKPOINTING": False,  # less memory for a second forward pass per step
 }
+BACKBONE_RULES: dict[str, Rule] = {
+    "WEIGHTS": Text(empty=False, what="a tag of weights, or a file"),
+    "GRAD_CHECKPOINTING": Flag(),
+}
 
 
 class ConfiguredTrainer(TrainerX):
@@ -210,6 +228,7 @@ class ConfiguredTrainer(TrainerX):
     Attributes:
         config_node: the trainer's node under ``cfg.TRAINER``.
         defaults: the options in that node with their defaults; ``PREC``, the precision, is one.
+        rules: what each of the others may be.
         precisions: what ``PREC`` may be.
         precision: what the device can run of it; set when the model is built.
         learns: whether there is something to train, and so for FDA to act on.
@@ -218,6 +237,7 @@ class ConfiguredTrainer(TrainerX):
 
     config_node = ""
     defaults: dict[str, object] = {}
+    rules: dict[str, Rule] = {}
     precisions: Sequence[str] = PRECISIONS
     precision = "fp32"
     learns = True
@@ -234,6 +254,19 @@ class ConfiguredTrainer(TrainerX):
         add_options(cfg.TRAINER, {cls.config_node: CfgNode()})
         add_options(cfg.TRAINER[cls.config_node], cls.defaults)
 
+    @classmethod
+    def option_rules(cls) -> dict[str, Rule]:
+        """What the options that :meth:`extend_cfg` adds may be, by their dotted names."""
+        node = {"PREC": OneOf(tuple(cls.precisions)), **cls.rules}
+        return {
+            **{f"MODEL.BACKBONE.{name}": rule for name, rule in BACKBONE_RULES.items()},
+            **{
+                f"TRAINER.{cls.config_node}.{name}": node[name]
+                for name in cls.defaults
+                if name in node
+            },
+        }
+
     @property
     def options(self):
         """The trainer's config node."""
@@ -246,12 +279,14 @@ class ConfiguredTrainer(TrainerX):
                 f"{type(self).__name__} reads; call {type(self).__name__}.extend_cfg(cfg) when "
                 "the config is made."
             )
-        prec = cfg.TRAINER[self.config_node].PREC
-        if prec not in self.precisions:
-            raise BadValue(
-                f"TRAINER.{self.config_node}.PREC is {prec!r}{did_you_mean(prec, self.precisions)};"
-                f" use one of {', '.join(self.precisions)}."
-            )
+        rules = self.option_rules()
+        check_values(((name, _value(cfg, name)) for name in rules), rules)
+        for option, alone in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1)):
+            if _value(cfg, option) != alone:
+                raise BadValue(
+                    f"{option} is {_value(cfg, option)}, but {type(self).__name__} takes one "
+                    f"transformed view of an image; leave it {alone}"
+                )
 
     def autocast(self):
         """The context of forward passes in training: autocast for ``amp``."""
@@ -354,22 +389,11 @@ class PromptTrainer(CLIPTrainer):
 
     Attributes:
         model_name: name of the learnables among the trainer's models and in checkpoint folders.
-        minima: whole-number options of the trainer's node -> their smallest value.
         texts_in_label_order: says to the plugin which class a text is.
     """
 
     model_name = "prompt_learner"
     texts_in_label_order = True
-    minima: dict[str, int] = {}
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        for name, least in self.minima.items():
-            value = cfg.TRAINER[self.config_node][name]
-            if value < least:
-                raise BadValue(
-                    f"TRAINER.{self.config_node}.{name} is {value}; use at least {least}."
-                )
 
     # -- what a trainer of the family defines ---------------------------------------------------
 

@@ -57,11 +57,8 @@ class LearnerState:
     def __init__(self, path: str, learner: nn.Module):
         checkpoint = load_checkpoint(path)
         state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-        if (
-            not isinstance(state, dict)
-            or not state
-            or not all(isinstance(value, Tensor) for value in state.values())
-        ):
+        values = list(state.values()) if isinstance(state, dict) else []
+        if not values or not all(isinstance(value, Tensor) for value in values):
             raise BadValue(f"{path} is no checkpoint of a trainer (it has no state_dict).")
         check_finite(state, path)
         self.path = path

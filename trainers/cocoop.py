@@ -7,7 +7,6 @@ cut to fit into memory is ours.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from proxyfda.backbones.clip import TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.rules import Real, Text, Whole
 from trainers.base import PromptedCLIP, PromptTrainer, unit
 from trainers.coop import ContextLearner
 from trainers.memory import GIB, saved_bytes
@@ -145,15 +145,7 @@ class CoCoOp(PromptTrainer):
         "PREC": "fp16",  # fp16, fp32 or amp
         "MAX_MEMORY": 4.0,  # GiB for the text encoder's activations
     }
-    minima = {"N_CTX": 1}
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        bound = cfg.TRAINER.COCOOP.MAX_MEMORY
-        if not 0 < bound < math.inf:
-            raise BadValue(
-                f"TRAINER.COCOOP.MAX_MEMORY is {bound:g} GiB; use a finite number above 0."
-            )
+    rules = {"N_CTX": Whole(1), "CTX_INIT": Text(), "MAX_MEMORY": Real(above=0)}
 
     def build_prompt_learner(self, classnames, clip, text_encoder):
         options = self.options

@@ -5,15 +5,12 @@ Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv 2
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from proxyfda.backbones.clip import POSITIONS, TextEncoder, initial_context
 from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
-from proxyfda.utils.errors import BadValue
-from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.rules import Flag, OneOf, Real, Text, Whole
 from trainers.base import PromptLearner, PromptTrainer
 
 
@@ -68,22 +65,13 @@ class CoOp(PromptTrainer):
         "CLASS_TOKEN_POSITION": "end",  # end, middle or front
         "GRID_MEMORY": 4.0,  # GiB for the text encoder's activations of settings trained together
     }
-    minima = {"N_CTX": 1}
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        position = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
-        if position not in POSITIONS:
-            raise BadValue(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}"
-                f"{did_you_mean(position, POSITIONS)}; use one of {', '.join(POSITIONS)}."
-            )
-        bound = cfg.TRAINER[self.config_node].GRID_MEMORY
-        if not 0 < bound < math.inf:
-            raise BadValue(
-                f"TRAINER.{self.config_node}.GRID_MEMORY is {bound:g} GiB; use a finite number "
-                "above 0."
-            )
+    rules = {
+        "N_CTX": Whole(1),
+        "CSC": Flag(),
+        "CTX_INIT": Text(),
+        "CLASS_TOKEN_POSITION": OneOf(POSITIONS),
+        "GRID_MEMORY": Real(above=0),
+    }
 
     @classmethod
     def build_grid(cls, cfgs, outputs):

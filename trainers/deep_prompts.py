@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from proxyfda.backbones.clip import ImageEncoder, TextEncoder, initial_context
+from proxyfda.backbones.clip import (
+    ImageEncoder,
+    TextEncoder,
+    initial_context,
+    prompts_no_images,
+)
 from proxyfda.utils.errors import BadValue
 from trainers.base import PromptLearner, PromptTrainer
 
@@ -55,17 +60,34 @@ class DeepPromptTrainer(PromptTrainer):
 
     Attributes:
         depths: option of a depth -> the encoders, ``image`` and ``text``, that it must fit.
+        image_tokens: option of the number of prompts beside the image's own tokens.
     """
 
     depths: dict[str, tuple[str, ...]] = {}
+    image_tokens = ""
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        backbone = cfg.MODEL.BACKBONE.NAME
+        if prompts_no_images(backbone):  # said before anything is fetched
+            raise self._no_tokens(backbone)
+
+    def _no_tokens(self, backbone: str) -> BadValue:
+        return BadValue(
+            f"{type(self).__name__} prompts the image encoder, and that of {backbone} has no "
+            "tokens; set MODEL.BACKBONE.NAME to a vision transformer such as ViT-B/16."
+        )
 
     def build_clip_model(self, classnames, clip):
         encoders = {"image": ImageEncoder(clip), "text": TextEncoder(clip)}
         backbone = self.cfg.MODEL.BACKBONE.NAME
         if not encoders["image"].takes_prompts:
+            raise self._no_tokens(backbone)
+        asked, there = self.options[self.image_tokens], encoders["image"].num_tokens
+        if asked > there:
             raise BadValue(
-                f"{type(self).__name__} prompts the image encoder, and that of {backbone} has no "
-                "tokens; set MODEL.BACKBONE.NAME to a vision transformer such as ViT-B/16."
+                f"TRAINER.{self.config_node}.{self.image_tokens} is {asked}, but an image has "
+                f"{there} tokens in {backbone}; use at most as many."
             )
         for name, sides in self.depths.items():
             for side in sides:

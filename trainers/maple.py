@@ -11,6 +11,7 @@ from torch import nn
 
 from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.utils.rules import Text, Whole
 from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
 
 
@@ -68,8 +69,9 @@ class MaPLe(DeepPromptTrainer):
         "PROMPT_DEPTH": 9,  # layers with prompts; 1: the input alone
     }
     model_name = "MultiModalPromptLearner"
-    minima = {"N_CTX": 1, "PROMPT_DEPTH": 1}
+    rules = {"N_CTX": Whole(1), "CTX_INIT": Text(), "PROMPT_DEPTH": Whole(1)}
     depths = {"PROMPT_DEPTH": ("text", "image")}
+    image_tokens = "N_CTX"
 
     def build_prompt_learner(self, classnames, clip, text_encoder):
         options = self.options

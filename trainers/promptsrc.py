@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.rules import Real, Text, Whole
 from trainers.base import DEFAULT_TEMPLATE, unit
 from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
 
@@ -185,13 +186,19 @@ class PromptSRC(DeepPromptTrainer):
         "GPA_STD": 1.0,  # their spread in epochs
     }
     model_name = "VLPromptLearner"
-    minima = {
-        "N_CTX_TEXT": 1,
-        "N_CTX_VISION": 1,
-        "PROMPT_DEPTH_TEXT": 1,
-        "PROMPT_DEPTH_VISION": 0,
+    rules = {
+        "N_CTX_VISION": Whole(1),
+        "N_CTX_TEXT": Whole(1),
+        "CTX_INIT": Text(),
+        "PROMPT_DEPTH_VISION": Whole(0),
+        "PROMPT_DEPTH_TEXT": Whole(1),
+        "TEXT_LOSS_WEIGHT": Real(least=0),
+        "IMAGE_LOSS_WEIGHT": Real(least=0),
+        "GPA_MEAN": Real(),
+        "GPA_STD": Real(above=0),
     }
     depths = {"PROMPT_DEPTH_TEXT": ("text",), "PROMPT_DEPTH_VISION": ("image",)}
+    image_tokens = "N_CTX_VISION"
 
     _teacher_text: Tensor | None = None
     _seen: tuple[Tensor, Tensor] | None = None  # images of the step and their frozen features

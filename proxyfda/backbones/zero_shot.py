@@ -10,15 +10,20 @@ from torch import Tensor
 from proxyfda.backbones.clip.prompts import plain_name
 from proxyfda.backbones.image import ImageBackbone
 from proxyfda.neighbours.cosines import unit_rows
-from proxyfda.utils.templates import DEFAULT_TEMPLATE
+from proxyfda.utils.templates import DEFAULT_TEMPLATE, check_template
 
 __all__ = ["class_texts", "templates_of", "zero_shot_weights"]
 
 
 def templates_of(dataset: object) -> list[str]:
-    """The hand-written prompts of a dataset: its ``template``, one or several, or CLIP's."""
+    """The hand-written prompts of a dataset: its ``template``, one or several, or CLIP's.
+
+    Raises:
+        BadValue: one that has no single place for the class name.
+    """
     given = getattr(dataset, "template", None) or DEFAULT_TEMPLATE
-    return [given] if isinstance(given, str) else list(given)
+    where = f"{type(dataset).__name__}: template"
+    return [check_template(one, where) for one in ([given] if isinstance(given, str) else given)]
 
 
 def class_texts(template: str, classnames: Sequence[str]) -> list[str]:

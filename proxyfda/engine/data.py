@@ -12,6 +12,7 @@ from torchvision import transforms as T
 
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
+from .images import to_rgb
 from .registry import build_dataset, check_availability
 from .seeds import ImageSeeds
 
@@ -25,9 +26,10 @@ class ImageError(UserError, OSError):
 
 
 def read_image(path):
-    """Open an image file as RGB. Raises ImageError naming the file if that fails."""
+    """Open an image file as RGB, see `.images`. Raises ImageError naming the file if that fails."""
     try:
-        return Image.open(path).convert("RGB")
+        with Image.open(path) as image:
+            return to_rgb(image, path)
     except FileNotFoundError:
         raise ImageError(f'Image "{path}" is missing: put it back or check DATASET.ROOT') from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
@@ -133,6 +135,7 @@ INTERPOLATION_MODES = {
     "bicubic": T.InterpolationMode.BICUBIC,
     "nearest": T.InterpolationMode.NEAREST,
 }
+SAMPLERS = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
 TRANSFORMS = [
     "center_crop",
     "colorjitter",
@@ -317,12 +320,11 @@ def build_data_loader(
     if not data_source:
         split = "training" if is_train else "evaluation"
         raise BadValue(f"{cfg.DATASET.NAME}: the {split} split holds no image")
-    samplers = {"RandomSampler": RandomSampler, "SequentialSampler": SequentialSampler}
-    check_availability(sampler_type, samplers, "sampler")
+    check_availability(sampler_type, SAMPLERS, "sampler")
     return KeptLoader(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
-        sampler=samplers[sampler_type](data_source),
+        sampler=SAMPLERS[sampler_type](data_source),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,

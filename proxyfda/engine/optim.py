@@ -8,22 +8,42 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
-from proxyfda.utils.errors import BadType, Unusable
+from proxyfda.utils.errors import BadType, BadValue, Unusable
+from proxyfda.utils.suggest import did_you_mean
 
 from .registry import check_availability
 
 # its name before torch 2.0
 LRScheduler = getattr(schedules, "LRScheduler", schedules._LRScheduler)
 
+OPTIMISERS = ("sgd", "adam", "amsgrad", "adamw", "radam", "rmsprop")
+SCHEDULES = ("single_step", "multi_step", "cosine")
+WARMUPS = {"linear": "WARMUP_MIN_LR", "constant": "WARMUP_CONS_LR"}
+"""Kinds of warm-up -> the option of OPTIM with the learning rate that they start at."""
+
 
 def _staged_groups(model, optim_cfg):
     """Two groups: top-level children outside NEW_LAYERS at a reduced rate, the others at LR."""
     if not isinstance(model, nn.Module):
         raise BadType("OPTIM.STAGED_LR needs a module, not bare parameters (set it to False)")
+    model = getattr(model, "module", model)
     new_layers = optim_cfg.NEW_LAYERS
     new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
+    children = {name for name, child in model.named_children() if list(child.parameters())}
+    loose = [name for name, _ in model.named_parameters(recurse=False)]
+    if loose:
+        raise BadValue(
+            f"OPTIM.STAGED_LR is True, but {', '.join(loose)} of {type(model).__name__} is in no "
+            "layer and would not be trained; set it to False"
+        )
+    for name in new_layers:
+        if name not in children:
+            raise BadValue(
+                f"OPTIM.NEW_LAYERS has {name!r}{did_you_mean(name, children)}, which is no layer "
+                f"of {type(model).__name__} with weights; use any of {', '.join(sorted(children))}"
+            )
     base, new = [], []
-    for name, child in getattr(model, "module", model).named_children():
+    for name, child in model.named_children():
         (new if name in new_layers else base).extend(child.parameters())
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
 
@@ -58,7 +78,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         "radam": (torch.optim.RAdam, betas),
         "rmsprop": (torch.optim.RMSprop, {"momentum": cfg.MOMENTUM, "alpha": cfg.RMSPROP_ALPHA}),
     }
-    check_availability(cfg.NAME, kinds, "OPTIM.NAME")
+    check_availability(cfg.NAME, OPTIMISERS, "OPTIM.NAME")
     optimizer, options = kinds[cfg.NAME]
     return optimizer(param_groups, lr=cfg.LR, weight_decay=cfg.WEIGHT_DECAY, **options)
 
@@ -144,9 +164,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
     wrong kind.
     """
     cfg = optim_cfg
-    check_availability(
-        cfg.LR_SCHEDULER, ["single_step", "multi_step", "cosine"], "OPTIM.LR_SCHEDULER"
-    )
+    check_availability(cfg.LR_SCHEDULER, SCHEDULES, "OPTIM.LR_SCHEDULER")
     steps = cfg.STEPSIZE if isinstance(cfg.STEPSIZE, (list, tuple)) else [cfg.STEPSIZE]
     if cfg.LR_SCHEDULER != "cosine" and not all(isinstance(step, int) for step in steps):
         raise BadType(f"OPTIM.STEPSIZE must hold whole epochs, not {cfg.STEPSIZE}")
@@ -159,10 +177,8 @@ def build_lr_scheduler(optimizer, optim_cfg):
         scheduler = schedules.StepLR(optimizer, step_size=size, gamma=cfg.GAMMA)
     if cfg.WARMUP_EPOCH <= 0:
         return scheduler
-    first_lr = {"constant": cfg.WARMUP_CONS_LR, "linear": cfg.WARMUP_MIN_LR}
-    check_availability(cfg.WARMUP_TYPE, first_lr, "OPTIM.WARMUP_TYPE")
+    check_availability(cfg.WARMUP_TYPE, WARMUPS, "OPTIM.WARMUP_TYPE")
     if not cfg.WARMUP_RECOUNT:
         scheduler.last_epoch = cfg.WARMUP_EPOCH
-    return WarmupLR(
-        optimizer, scheduler, cfg.WARMUP_EPOCH, cfg.WARMUP_TYPE, first_lr[cfg.WARMUP_TYPE]
-    )
+    first_lr = getattr(cfg, WARMUPS[cfg.WARMUP_TYPE])
+    return WarmupLR(optimizer, scheduler, cfg.WARMUP_EPOCH, cfg.WARMUP_TYPE, first_lr)

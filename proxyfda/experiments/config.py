@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import argparse
 import ast
-import functools
 import os
 import os.path as osp
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
 import proxyfda
-from proxyfda.dassl import DATASET_REGISTRY, TRAINER_REGISTRY, get_cfg_default
+from proxyfda.dassl import DATASET_REGISTRY, ENGINE, TRAINER_REGISTRY, get_cfg_default
+from proxyfda.diagnostics.linear_probe import STRENGTHS
+from proxyfda.engine.config import RULES as ENGINE_RULES
+from proxyfda.engine.config import check_together
+from proxyfda.integrations.dassl_options import check_node
 from proxyfda.names import NONE
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.rules import OneOf, Real, Rule, Several, Text, check_values, chooses, shown
 from proxyfda.utils.suggest import did_you_mean, nearest
 
 # Options that have gone -> by their former value what to give instead.
@@ -52,6 +56,12 @@ PROBE = {
     "CACHE": "auto",  # folder of the features; auto: "features" of the output; empty: none
     "CACHE_GB": 20.0,
 }
+PROBE_RULES: dict[str, Rule] = {
+    "PROBE.RECIPE": OneOf(tuple(STRENGTHS)),
+    "PROBE.STRENGTHS": Several(Real(above=0)),
+    "PROBE.CACHE": Text(what="a folder"),
+    "PROBE.CACHE_GB": Real(above=0),
+}
 
 
 def default_config() -> CfgNode:
@@ -71,6 +81,34 @@ def default_config() -> CfgNode:
     return cfg
 
 
+def option_rules() -> dict[str, Rule]:
+    """What the options of :func:`default_config` may be, by their dotted names.
+
+    A trainer or dataset gives those of its options by a classmethod ``option_rules()``. Those of
+    ``TRAINER.PROXYFDA`` are not among them: :func:`proxyfda.integrations.dassl_options.check_node`
+    is about them.
+    """
+    rules = dict(ENGINE_RULES)
+    if ENGINE == "dassl":  # which has more words to choose from, and says which
+        rules = {key: rule for key, rule in rules.items() if not chooses(rule)}
+    for registry in (TRAINER_REGISTRY, DATASET_REGISTRY):
+        for name in registry.registered_names():
+            given = getattr(registry.get(name), "option_rules", None)
+            rules.update(given() if given is not None else {})
+    return {**rules, **PROBE_RULES}
+
+
+def check_options(cfg: CfgNode) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        BadValue: naming the option, its value and what to give.
+    """
+    check_values(flat(cfg), option_rules())
+    check_together(cfg)
+    check_node(cfg)
+
+
 def load_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run.
 
@@ -78,8 +116,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         args: what :func:`proxyfda.experiments.run.parser` makes of a command line.
 
     Raises:
-        BadValue: an unknown option or one that has gone, a value of the wrong type, or an unknown
-            regulariser; the message names it.
+        BadValue: an unknown option or one that has gone, a value that it cannot have, or an
+            unknown regulariser; the message names it.
         NotFound: a config file does not exist.
     """
     cfg = default_config()
@@ -95,6 +133,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             raise BadValue(
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )
+    check_options(cfg)
     cfg.freeze()
     return cfg
 
@@ -104,16 +143,59 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 def merge_file(cfg: CfgNode, path: str, flag: str) -> None:
     """Merge a YAML file; ``flag`` is where it was given."""
+    what = f"{flag} {path}"
+    theirs = read_yaml(path, what)
+    _refuse_renamed(flat(theirs), what)
+    _merge(cfg, flat(theirs), f"{what}: ")
+
+
+def read_yaml(path: str, what: str) -> dict[str, Any]:
+    """The options in a YAML file, as nested dicts; ``what`` names it in messages.
+
+    Raises:
+        NotFound: it does not exist.
+        BadValue: it cannot be read, or holds anything else.
+    """
     if not osp.isfile(path):
-        raise NotFound(f"{flag} {path} does not exist; {_files_beside(path)}")
-
-    def merge() -> None:
+        raise NotFound(f"{what} does not exist; {_files_beside(path)}")
+    try:
         with open(path, encoding="utf-8") as file:
-            theirs = CfgNode.load_cfg(file)
-        _refuse_renamed(flat(theirs), f"{flag} {path}")
-        cfg.merge_from_other_cfg(_with_floats(theirs, cfg))
+            theirs = yaml.load(file, Loader=_Loader)
+    except OSError as error:
+        raise BadValue(f"{what} cannot be read ({error.strerror}); give a file of yours") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise BadValue(
+            f"{what} is not valid YAML ({reason}); give a file of options, such as those in configs"
+        ) from None
+    if not isinstance(theirs, dict) or not _has_names(theirs):
+        raise BadValue(
+            f"{what} holds no options; give a YAML file with lines such as OPTIM: and, indented, "
+            "LR: 0.002"
+        )
+    return theirs
 
-    _merge(merge, f"{flag} {path}", cfg)
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last one without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        names = [(key.value, key) for key, _ in node.value if isinstance(key.value, str)]
+        for name, key in names:
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name} is given twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _has_names(tree: dict) -> bool:
+    return all(
+        isinstance(key, str) and (not isinstance(value, dict) or _has_names(value))
+        for key, value in tree.items()
+    )
 
 
 def merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -159,36 +241,17 @@ def merge_options(cfg: CfgNode, words: list[str]) -> None:
             "the trailing options come in pairs KEY VALUE, but there are "
             f"{len(words)} words: {' '.join(words)}"
         )
-    known = {key for key, _ in flat(cfg)}
-    for key, text in zip(words[::2], words[1::2]):
-        _refuse_renamed([(key, text)], "the command line")
-        if key not in known:
-            raise BadValue(f"{key!r} is no option; {_near(key, cfg)}")
-        wanted = functools.reduce(lambda node, name: node[name], key.split("."), cfg)
-        value = _with_floats(_literal(text), wanted) if isinstance(wanted, float) else text
-        _merge(
-            lambda key=key, value=value: cfg.merge_from_list([key, value]),
-            f"option {key} {text}",
-            cfg,
-        )
+    pairs = [(key, _literal(text)) for key, text in zip(words[::2], words[1::2])]
+    _refuse_renamed(pairs, "the command line")
+    _merge(cfg, pairs, "")
 
 
 def _literal(text: str) -> Any:
     """The value that yacs would read from a word of the command line."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-def _with_floats(value: Any, wanted: Any) -> Any:
-    """Whole numbers where floats are wanted, as floats: yacs takes no 25 for 25.0."""
-    if isinstance(wanted, CfgNode) and isinstance(value, CfgNode):
-        for key in value.keys() & wanted.keys():
-            value[key] = _with_floats(value[key], wanted[key])
-    elif isinstance(wanted, float) and type(value) is int:
-        return float(value)
-    return value
 
 
 def _refuse_renamed(options: Iterable[tuple[str, Any]], what: str) -> None:
@@ -202,26 +265,71 @@ def _refuse_renamed(options: Iterable[tuple[str, Any]], what: str) -> None:
             )
 
 
-def _merge(merge: Callable[[], None], what: str, cfg: CfgNode) -> None:
-    """Run one yacs merge; say its complaint in one sentence that names the option."""
+def _merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], where: str) -> None:
+    """Merge options one by one; ``where`` they were given begins the message about one."""
+    known = dict(flat(cfg))
+    for key, value in pairs:
+        if key not in known:
+            raise BadValue(f"{where}{_no_option(key, value, list(known))}")
+        if isinstance(known[key], float) and type(value) is int:
+            value = _as_float(value)  # yacs takes no 25 for 25.0
+        try:
+            if value is None:  # yacs takes it for a value of any kind
+                raise TypeError
+            cfg.merge_from_other_cfg(_nested(key, value))
+        except (KeyError, AssertionError, ValueError, TypeError):
+            rule = option_rules().get(key)
+            wanted = rule.wanted if rule else f"a value like {known[key]!r}"
+            raise BadValue(f"{where}{key} is {shown(value)}; give {wanted}") from None
+
+
+def _nested(key: str, value: Any) -> CfgNode:
+    """A config with one option."""
+    first, _, rest = key.partition(".")
+    return CfgNode({first: _nested(rest, value) if rest else value})
+
+
+def _as_float(value: int) -> float | int:
     try:
-        merge()
-    except BadValue:
-        raise
-    except (KeyError, AssertionError) as error:
-        missing = str(error.args[0] if error.args else error).rpartition(": ")[2].strip("'\" ")
-        raise BadValue(
-            f"{what} sets {missing!r}, which is no option; {_near(missing, cfg)}"
-        ) from None
-    except ValueError as error:
-        raise BadValue(f"{what} has a value of the wrong type: {error}") from None
-    except yaml.YAMLError as error:
-        raise BadValue(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
+        return float(value)
+    except OverflowError:
+        return value
 
 
-def _near(key: str, cfg: CfgNode) -> str:
-    near = nearest(key, [known for known, _ in flat(cfg)], cutoff=0.5)
-    return f"did you mean {near}?" if near else "see the config printed at the start of a run"
+def _no_option(key: str, value: Any, known: list[str]) -> str:
+    """The sentence on an option that does not exist."""
+    beneath = [option for option in known if option.startswith(f"{key}.")]
+    if beneath:
+        return f"{key} is {shown(value)}, but it is a group of options; give one, like {beneath[0]}"
+    above = [option for option in known if key.startswith(f"{option}.")]
+    if above:
+        return f"{key!r} is no option: {above[0]} is one, and has none in it"
+    return f"{key!r} is no option; {near_option(key, known)}"
+
+
+def near_option(key: str, known: list[str]) -> str:
+    """What was probably meant by an option that does not exist, or where to look."""
+    parent, _, name = key.rpartition(".")
+    names: dict[str, list[str]] = {}  # last part of the name -> whole names
+    for option in known:
+        names.setdefault(option.rpartition(".")[2], []).append(option)
+    siblings = {option.rpartition(".")[2] for option in known if option.startswith(f"{parent}.")}
+    siblings = {sibling for sibling in siblings if f"{parent}.{sibling}" in known}
+    same = [option for one, options in names.items() for option in options if _same(one, name)]
+    same = [option for option in same if option.startswith(f"{parent}.")] or same
+    if same:
+        return f"did you mean {' or '.join(same[:3])}?"
+    close = nearest(name, siblings)
+    if close:
+        return f"did you mean {parent}.{close}?"
+    close = nearest(name, names, 0.75)
+    if close:
+        return f"did you mean {nearest(key, names[close], 0)}?"
+    return "docs/options.md lists the options, and a run prints all of them at its start"
+
+
+def _same(one: str, other: str) -> bool:
+    return one.casefold() == other.casefold()
 
 
 def _files_beside(path: str) -> str:

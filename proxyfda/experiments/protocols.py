@@ -62,6 +62,11 @@ class Setting:
         opts: Sequence[str] = (),
         variant: Candidate | None = None,
     ):
+        if label in (".", "..") or set(label) & set("/\\\0\n"):
+            raise BadValue(
+                f"--label is {label!r}, but it names one folder of the output; give a name without "
+                "slashes"
+            )
         trainer, regulariser = trainer_and_regulariser(run)
         self.name, self.shots = run_name(trainer, regulariser), shots
         self.dataset = project.dataset_name(dataset)

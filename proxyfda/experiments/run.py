@@ -8,9 +8,12 @@ options.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import os.path as osp
 import platform
 import time
+from collections.abc import Iterator
 
 import torch
 import yaml
@@ -73,8 +76,27 @@ def main(args: argparse.Namespace) -> dict | None:
     folders.check_model_dir(args, cfg)
     folders.check_resume(args, cfg)
     described = describe(args, cfg)
-    with writing(within=cfg.OUTPUT_DIR), folder_lock(cfg.OUTPUT_DIR):
+    with (
+        writing(within=cfg.OUTPUT_DIR),
+        folder_lock(cfg.OUTPUT_DIR),
+        _left_as_it_was(cfg.OUTPUT_DIR),
+    ):
         return _run(args, cfg, described)
+
+
+@contextlib.contextmanager
+def _left_as_it_was(folder: str) -> Iterator[None]:
+    """Where a user's mistake ends a run that has written nothing but its config and log, take them
+    away again: the folder is as it was, and open to the corrected command."""
+    before = set(os.listdir(folder))
+    try:
+        yield
+    except UserError:
+        new = [osp.join(folder, name) for name in sorted(set(os.listdir(folder)) - before)]
+        if all(map(osp.isfile, new)):
+            for path in new:
+                os.remove(path)
+        raise
 
 
 def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None:

@@ -44,6 +44,7 @@ from proxyfda.utils.errors import (
 )
 from proxyfda.utils.files import write_binary
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.templates import check_template
 from proxyfda.vocabulary import names_without, read_vocabulary
 
 __all__ = [
@@ -418,6 +419,7 @@ class RegularisedTrainer(BalancedBatches):
             return None
         dataset, name = self.dm.dataset, self.cfg.DATASET.NAME  # type: ignore[attr-defined]
         template = template or find_template(type(self), dataset, name)
+        check_template(template, f"the template of {name}")
         texts = [template.format(classname) for classname in self._classnames()]
         clip = FrozenCLIP(
             encoders.get("image_encoder"),

@@ -16,7 +16,7 @@ from proxyfda.utils.errors import BadModel, BadType, BadValue
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.utils.templates import check_template
 
-__all__ = ["PluginOptions", "extend_cfg"]
+__all__ = ["PluginOptions", "check_node", "extend_cfg"]
 
 NODE = "TRAINER.PROXYFDA"
 TEXT_CLASSES = ("", "label", "tokens")
@@ -105,7 +105,9 @@ class PluginOptions:
             raise _error("WEIGHT", self.weight, "use a finite λ of at least 0 (0 is off)")
         if not (math.isfinite(self.generator_lr) and self.generator_lr > 0):
             raise _error("GENERATOR_LR", self.generator_lr, "use a finite number above 0")
-        if self.m < 0 or self.n < 0 or (self.m == 0) != (self.n == 0):
+        if self.n < 0:
+            raise _error("N", self.n, "use 0 (the host's own batches) or a number of images")
+        if self.m < 0 or (self.m == 0) != (self.n == 0):
             raise _error(
                 "M",
                 self.m,
@@ -117,6 +119,8 @@ class PluginOptions:
             )
         if self.mixed < 0:
             raise _error("MIXED", self.mixed, "use 0 (none) or a number of images")
+        if self.words < 1:
+            raise _error("WORDS", self.words, "use at least 1; which SPACES have words decides")
         if self.mixture not in MIXTURES:
             raise _error(
                 "MIXTURE",
@@ -165,12 +169,7 @@ class PluginOptions:
                     self.words,
                     f"{self.regulariser} in the space {space} needs at least {least}",
                 )
-        try:
-            regulariser.make_options(**self.settings)
-        except (BadValue, BadType) as error:
-            # The sentence begins with the option, which in a config is called otherwise.
-            option, _, rest = str(error).partition(" ")
-            raise BadValue(f"{NODE}.{option.upper()} {rest}") from None
+        _make_options(regulariser, self.settings)
 
     @property
     def has_term(self) -> bool:
@@ -225,6 +224,34 @@ class PluginOptions:
             options = fields(find(values["regulariser"]).options_class)
             values["settings"] = {f.name: node[f.name.upper()] for f in options}
         return cls(**values)
+
+
+def _make_options(regulariser: Any, settings: Dict[str, Any]) -> Any:
+    """The options of a regulariser; its complaints name them as the config does."""
+    try:
+        return regulariser.make_options(**settings)
+    except (BadValue, BadType) as error:
+        option, _, rest = str(error).partition(" ")
+        raise BadValue(f"{NODE}.{option.upper()} {rest}") from None
+
+
+def check_node(cfg: Any) -> None:
+    """Refuse values of ``cfg.TRAINER.PROXYFDA`` that no regulariser can have, in use or not.
+
+    What only goes wrong together with another option is left to the regulariser in use.
+
+    Raises:
+        BadValue: naming the option.
+    """
+    node = cfg.TRAINER.PROXYFDA
+    for regulariser in REGULARISERS.values():
+        names = [option.name for option in fields(regulariser.options_class)]
+        settings = {name: node[name.upper()] for name in names}
+        try:
+            _make_options(regulariser, settings)
+        except BadValue:
+            for name, value in settings.items():
+                _make_options(regulariser, {name: value})
 
 
 def node_defaults() -> Dict[str, Any]:

@@ -7,6 +7,7 @@ one set of features or across two, several sets at once, and with proxies.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, ClassVar, Dict, Optional, Tuple
 
@@ -346,7 +347,12 @@ class ProxyOptions(Options):
             "use a number above 0 and up to 4 (paper: 0.4)",
         )
         self._require_not_negative("alpha")
-        self._require(self.proxy_temperature >= 0.03, "proxy_temperature", "use at least 0.03")
+        self._require(
+            0.03 <= self.proxy_temperature < math.inf, "proxy_temperature", "use at least 0.03"
+        )
+        self._require(
+            abs(self.proxy_seed) < 2**63, "proxy_seed", "use a whole number below 2**63"
+        )
         for name in ("max_proxies", "max_proxy_pairs"):
             self._require(getattr(self, name) >= 1, name, "use at least 1")
 

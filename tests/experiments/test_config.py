@@ -128,13 +128,17 @@ def test_every_registered_class_adds_its_options(monkeypatch, which):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("OPTIM: {LRR: 1}", "sets 'OPTIM.LRR', which is no option; did you mean OPTIM.LR"),
-        ("OPTIM: {MAX_EPOCH: many}", "has a value of the wrong type"),
-        ("OPTIM: {", "is not valid YAML"),
+        ("OPTIM: {LRR: 1}", ": 'OPTIM.LRR' is no option; did you mean OPTIM.LR"),
+        ("OPTIM: {MAX_EPOCH: many}", ": OPTIM.MAX_EPOCH is 'many'; give a whole number of at"),
+        ("OPTIM: {", " is not valid YAML"),
+        ("OPTIM: 5", ": OPTIM is 5, but it is a group of options; give one, like OPTIM.NAME"),
+        ("OPTIM: {LR: {A: 1}}", ": 'OPTIM.LR.A' is no option: OPTIM.LR is one"),
+        ("OPTIM: {LR: 1}\nOPTIM: {MOMENTUM: 0}", " is not valid YAML .*OPTIM is given twice"),
+        ("- LR", " holds no options"),
     ],
 )
 def test_mistakes_in_a_file_are_reported_with_its_name(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(BadValue, match=f"^--config-file {path} {message}"):
+    with pytest.raises(BadValue, match=f"^--config-file {path}{message}"):
         load("--config-file", path)

@@ -239,7 +239,7 @@ def test_a_folder_of_other_probes_is_refused(probe, tmp_path):
         (["--model-dir", "TUNED", "--trainer", "CoOp"], "holds a run of FineTune, not of CoOp"),
         (["--model-dir", "TUNED", "MODEL.BACKBONE.NAME", "RN50"], "has MODEL.BACKBONE.NAME"),
         (["PROBE.RECIPE", "ldif"], "did you mean 'ldifs'"),
-        (["PROBE.STRENGTHS", "(0.0,)"], "PROBE.STRENGTHS has 0.0"),
+        (["PROBE.STRENGTHS", "(0.0,)"], r"PROBE.STRENGTHS is \(0.0,\)"),
         (["TEST.SPLIT", "train"], "TEST.SPLIT is 'train'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value)),

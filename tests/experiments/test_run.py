@@ -223,7 +223,7 @@ def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp
         ("CoOpp", (), "CoOpp.*CoOp"),
         ("CoOp", ("OPTIM.LRR", 1), "'OPTIM.LRR' is no option; did you mean OPTIM.LR"),
         ("CoOp", ("OPTIM.LR",), "come in pairs KEY VALUE"),
-        ("CoOp", ("OPTIM.MAX_EPOCH", "many"), "option OPTIM.MAX_EPOCH many.*wrong type"),
+        ("CoOp", ("OPTIM.MAX_EPOCH", "many"), "OPTIM.MAX_EPOCH is .many.; give a whole number"),
         ("CoOp", ("TRAINER.COOP.PREC", "fp23"), "PREC is 'fp23'"),
         ("CoOp", ("MODEL.BACKBONE.NAME", "ViT-B/61"), "ViT-B/61"),
         ("CoOp", ("MODEL.BACKBONE.WEIGHTS", "/nowhere/clip.pt"), "/nowhere/clip.pt"),

@@ -44,3 +44,23 @@ def test_a_python_is_judged_by_all_lines(tmp_path, lines, there):
 
 def test_without_a_word_the_list_is_the_short_one():
     assert in_setup('echo "$_REQUIREMENTS"').stdout.strip() == str(ROOT / "requirements.txt")
+
+
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.name != "setup.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_a_script_is_for_and_sets_nothing_up(tmp_path, script):
+    stub = tmp_path / "python3"  # the only Python, which has nothing
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment.pop("PYTHON", None)
+    done = subprocess.run(
+        ["bash", f"scripts/{script}", "--help"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    name = "bundled.sh" if script == "quickstart.sh" else script
+    first = (ROOT / "scripts" / name).read_text().splitlines()[1]
+    assert done.returncode == 0 and first[2:] in done.stdout, done.stderr
+    assert "Setting up" not in done.stdout and "set -euo" not in done.stdout

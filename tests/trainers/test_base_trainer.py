@@ -306,7 +306,7 @@ def test_missing_and_foreign_checkpoints(make_trainer, capsys):
     ("opts", "said"),
     [
         (["TRAINER.COOP.PREC", "fp61"], "TRAINER.COOP.PREC is 'fp61' (did you mean 'fp16'?)"),
-        (["TRAINER.COOP.N_CTX", 0], "TRAINER.COOP.N_CTX is 0; use at least 1"),
+        (["TRAINER.COOP.N_CTX", 0], "TRAINER.COOP.N_CTX is 0; give a whole number of at least 1"),
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "midle"], "(did you mean 'middle'?)"),
         (["INPUT.SIZE", (224, 224)], 'set INPUT.SIZE "(32, 32)"'),
         (["TRAINER.COOP.N_CTX", 75], "tokens, the text encoder takes 77"),

@@ -175,18 +175,19 @@ def test_a_context_may_reach_the_end_of_short_texts(tiny_file):
 @pytest.mark.parametrize(
     ("name", "opts", "said"),
     [
-        ("MaPLe", ["PROMPT_DEPTH", 0], "TRAINER.MAPLE.PROMPT_DEPTH is 0; use at least 1"),
+        ("MaPLe", ["PROMPT_DEPTH", 0], "TRAINER.MAPLE.PROMPT_DEPTH is 0; give a whole number"),
         ("MaPLe", ["PROMPT_DEPTH", 4], "MAPLE.PROMPT_DEPTH is 4, but the text encoder of ViT-B/16 "
          "has 3 layers; use at most 3"),
-        ("MaPLe", ["N_CTX", 0], "TRAINER.MAPLE.N_CTX is 0; use at least 1"),
+        ("MaPLe", ["N_CTX", 0], "TRAINER.MAPLE.N_CTX is 0; give a whole number"),
         ("MaPLe", ["PREC", "fp8"], "TRAINER.MAPLE.PREC is 'fp8'"),
-        ("PromptSRC", ["PROMPT_DEPTH_TEXT", 0], "PROMPT_DEPTH_TEXT is 0; use at least 1"),
+        ("PromptSRC", ["PROMPT_DEPTH_TEXT", 0], "PROMPT_DEPTH_TEXT is 0; give a whole number"),
         ("PromptSRC", ["PROMPT_DEPTH_TEXT", 9], "the text encoder of ViT-B/16 has 3 layers"),
-        ("PromptSRC", ["PROMPT_DEPTH_VISION", -1], "PROMPT_DEPTH_VISION is -1; use at least 0"),
+        ("PromptSRC", ["PROMPT_DEPTH_VISION", -1], "PROMPT_DEPTH_VISION is -1; give a whole"),
         ("PromptSRC", ["PROMPT_DEPTH_VISION", 4], "the image encoder of ViT-B/16 has 3 layers"),
-        ("PromptSRC", ["N_CTX_VISION", 0], "N_CTX_VISION is 0; use at least 1"),
-        ("PromptSRC", ["N_CTX_TEXT", 0], "N_CTX_TEXT is 0; use at least 1"),
-        ("PromptSRC", ["GPA_STD", 0.0], "GPA_STD is 0.0; use a spread above 0"),
+        ("PromptSRC", ["N_CTX_VISION", 6], "N_CTX_VISION is 6, but an image has 5 tokens"),
+        ("PromptSRC", ["N_CTX_VISION", 0], "N_CTX_VISION is 0; give a whole number"),
+        ("PromptSRC", ["N_CTX_TEXT", 0], "N_CTX_TEXT is 0; give a whole number"),
+        ("PromptSRC", ["GPA_STD", 0.0], "GPA_STD is 0.0; give a number above 0"),
         ("PromptSRC", ["GPA_MEAN", 900.0], "GPA_MEAN 900.0 is so far from the epochs 1 to 2"),
     ],
 )  # fmt: skip

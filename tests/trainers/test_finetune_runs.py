@@ -156,12 +156,12 @@ def test_images_are_prepared_as_the_backbone_takes_them(make_trainer, capsys):
 # -- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
-    "half precision": ([f"{OWN}.PREC", "fp16"], "PREC is 'fp16'.*use one of fp32, amp"),
+    "half precision": ([f"{OWN}.PREC", "fp16"], "PREC is 'fp16'.*give fp32 or amp"),
     "head": ([f"{OWN}.HEAD", "prob"], "HEAD is 'prob'.*probe"),
-    "anchor": ([f"{OWN}.ANCHOR", "last"], "ANCHOR is 'last'.*pretrained, previous"),
+    "anchor": ([f"{OWN}.ANCHOR", "last"], "ANCHOR is .last.*give pretrained or previous"),
     "previous": ([f"{OWN}.ANCHOR", "previous"], "START_FROM names no run"),
-    "warm-up": ([f"{OWN}.WARMUP_STEPS", -1], "WARMUP_STEPS is -1; use a finite number"),
-    "bound": ([f"{OWN}.CLIP_GRAD", -0.5], "CLIP_GRAD is -0.5; use a finite number"),
+    "warm-up": ([f"{OWN}.WARMUP_STEPS", -1], "WARMUP_STEPS is -1; give a whole number"),
+    "bound": ([f"{OWN}.CLIP_GRAD", -0.5], "CLIP_GRAD is -0.5; give a number of at least 0"),
     "space": ([f"{NODE}.REGULARISER", "fda", f"{NODE}.SPACES", ("text",)], "leave SPACES empty"),
     "words": (
         [f"{NODE}.REGULARISER", "fda", f"{NODE}.VOCABULARY", "nouns"],
@@ -269,6 +269,6 @@ def test_a_probe_needs_two_classes(make_trainer):
 
 
 def test_a_head_that_a_method_does_not_have_is_refused(make_trainer):
-    for name, words in (("FLYP", "FLYP has no head"), ("LPFT", "use one of probe")):
+    for name, words in (("FLYP", "FLYP has no head"), ("LPFT", "LPFT starts its head from probe")):
         with pytest.raises(ValueError, match=words):
             make_trainer(name, *BASE, f"{OWN}.HEAD", "zero_shot")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os.path as osp
 
 import torch
@@ -26,7 +25,7 @@ from proxyfda.integrations.dassl_options import PluginOptions
 from proxyfda.names import PREFIXES
 from proxyfda.regularisers import find
 from proxyfda.utils.errors import BadValue
-from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.rules import Flag, OneOf, Real, Text, Whole
 from trainers.base import ConfiguredTrainer
 from trainers.finetune.anchored import Anchored, frozen_copy
 from trainers.finetune.head import Classifier, Head
@@ -85,6 +84,14 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
         "WARMUP_STEPS": 500,  # at most half of the run's steps
         "CLIP_GRAD": 1.0,  # norm that the gradient is cut down to; 0 leaves it as it is
     }
+    rules = {
+        "HEAD": OneOf(("", *HEADS)),
+        "START_FROM": Text(what="a folder"),
+        "ANCHOR": OneOf(ANCHORS),
+        "CACHE_ANCHORS": Flag(),
+        "WARMUP_STEPS": Whole(0),
+        "CLIP_GRAD": Real(least=0),
+    }
     precisions = ("fp32", "amp")
     regularises_itself = True
     tunes_encoder = True
@@ -100,20 +107,11 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         own, node = cfg.TRAINER.FINETUNE, "TRAINER.FINETUNE"
-        if own.HEAD and not self.heads:
+        if own.HEAD and own.HEAD not in self.heads:
+            has = f"starts its head from {', '.join(self.heads)}" if self.heads else "has no head"
             raise BadValue(
-                f"{node}.HEAD is {own.HEAD!r}, but {type(self).__name__} has no head; leave it "
-                "empty"
+                f"{node}.HEAD is {own.HEAD!r}, but {type(self).__name__} {has}; leave it empty"
             )
-        for name, known in (("HEAD", ("", *self.heads)), ("ANCHOR", ANCHORS)):
-            if own[name] not in known:
-                raise BadValue(
-                    f"{node}.{name} is {own[name]!r}{did_you_mean(own[name], known)}; use one of "
-                    f"{', '.join(filter(None, known))}"
-                )
-        for name in ("WARMUP_STEPS", "CLIP_GRAD"):
-            if not (own[name] >= 0 and math.isfinite(own[name])):
-                raise BadValue(f"{node}.{name} is {own[name]}; use a finite number of at least 0")
         if own.ANCHOR == "previous" and not own.START_FROM:
             raise BadValue(
                 f"{node}.ANCHOR is 'previous', but {node}.START_FROM names no run whose encoder "

@@ -5,12 +5,13 @@ from proxyfda.backbones.clip.loading import (
     PRECISIONS,
     load_clip,
     mismatches,
+    prompts_no_images,
     resolve_precision,
 )
 from proxyfda.backbones.clip.prompts import POSITIONS, ClassPrompts, initial_context, plain_name
 
 __all__ = [
     "POSITIONS", "PRECISIONS", "ClassPrompts", "ImageEncoder", "StateCache", "TextEncoder",
-    "initial_context", "load_clip", "mismatches", "plain_name",
+    "initial_context", "load_clip", "mismatches", "plain_name", "prompts_no_images",
     "resolve_precision",
 ]  # fmt: skip

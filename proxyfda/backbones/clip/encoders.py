@@ -254,7 +254,8 @@ class ImageEncoder(FrozenEncoder):
 
     Attributes: ``output_dim`` of the features, ``image_size`` in pixels, ``image_mean`` and
     ``image_std`` of each channel, with which images in [0, 1] are normalised, ``width`` of the
-    tokens and ``num_layers`` (0 for towers without tokens), and ``dtype``, the one of the weights.
+    tokens, ``num_layers`` and ``num_tokens``, of an image by itself (0 for towers without tokens),
+    and ``dtype``, the one of the weights.
     """
 
     def __init__(self, clip: nn.Module):
@@ -269,6 +270,7 @@ class ImageEncoder(FrozenEncoder):
         blocks = self.visual.transformer.resblocks if self.takes_prompts else ()
         self.num_layers = len(blocks)
         self.width = self.visual.class_embedding.shape[0] if self.takes_prompts else 0
+        self.num_tokens = len(self.visual.positional_embedding) if self.takes_prompts else 0
         self.eval()
 
     @property

@@ -83,7 +83,7 @@ def load_clip(
         FileNotFoundError: see :func:`load_any_clip`; or the tokenizer cannot be loaded.
     """
     precision = resolve_precision(precision, device)
-    reason = cannot_be_prompted(model_config(name, architecture_name(name)))
+    reason = cannot_be_prompted(model_config_of(name))
     if reason:
         raise BadValue(
             f"{name} cannot be prompted: {reason}; choose a CLIP with a causal text transformer, "
@@ -156,6 +156,7 @@ def read_clip(
     if "text_projection" in state and (marked or name in OPENAI_NAMES):
         found = openai_config(state, file)
         if describe(found) != describe(config):
+            refuse_another_architecture(name, config, found, file)
             print(f"The architecture is the file's: {describe(found)} ({file})")
         config = found
     if not marked and name != BUNDLED_NAME:
@@ -164,12 +165,37 @@ def read_clip(
     return state, config
 
 
+def refuse_another_architecture(
+    name: str, config: dict[str, Any], found: dict[str, Any], file: Path
+) -> None:
+    """Raise BadValue if a file's model is of another kind than the name says, or a known other one.
+
+    Args:
+        config: the model config of the name.
+        found: that of the file, which may differ in size from all known ones.
+    """
+    known = [other for other in OPENAI_NAMES if describe(model_config_of(other)) == describe(found)]
+    same_kind = has_one_depth(found["vision_cfg"]) == has_one_depth(config["vision_cfg"])
+    if known or not same_kind or config["vision_cfg"].get("timm_model_name"):
+        called = f"{known[0]} ({describe(found)})" if known else describe(found)
+        raise BadValue(
+            f"{file} holds {called}, and not {name} ({describe(config)}); set MODEL.BACKBONE.NAME "
+            f"to {known[0] if known else 'the model that the file belongs to'}, or "
+            "MODEL.BACKBONE.WEIGHTS to another file."
+        )
+
+
 # -- names and architectures ----------------------------------------------------------------
 
 
 def architecture_name(name: str) -> str:
     """open_clip's spelling of a model name: ``ViT-L/14@336px`` is its ``ViT-L-14-336``."""
     return name.replace("/", "-").replace("@336px", "-336")
+
+
+def model_config_of(name: str) -> dict[str, Any]:
+    """:func:`model_config` of a name alone."""
+    return model_config(name, architecture_name(name))
 
 
 def known_names() -> list[str]:
@@ -213,11 +239,24 @@ def cannot_be_prompted(config: dict[str, Any]) -> str:
     return ""
 
 
+def prompts_no_images(name: str) -> bool:
+    """Whether a model is known by its name to have an image tower without tokens to prompt."""
+    if not is_known(name):
+        return False
+    vision = model_config_of(name)["vision_cfg"]
+    return bool(vision.get("timm_model_name")) or not has_one_depth(vision)
+
+
+def has_one_depth(vision: dict[str, Any]) -> bool:
+    """Whether an image tower is a ViT; OpenAI's ResNets have a depth for each stage."""
+    return isinstance(vision.get("layers", 0), int)
+
+
 def describe(config: dict[str, Any]) -> str:
     """One line on the size of a model config."""
     vision = {**asdict(open_clip.CLIPVisionCfg()), **config["vision_cfg"]}
     text = {**asdict(open_clip.CLIPTextCfg()), **config["text_cfg"]}
-    if isinstance(vision["layers"], int):
+    if has_one_depth(vision):
         tower = "ViT of width {width}, {layers} layers, patch {patch_size}, {image_size} pixels"
     else:
         tower = "ResNet of width {width}, {layers} blocks, {image_size} pixels"
@@ -257,11 +296,13 @@ def weights_file(name: str, arch: str, weights: str) -> tuple[Path, dict[str, An
             f"the weights file {path} does not exist; set MODEL.BACKBONE.WEIGHTS to an existing "
             f"file or to an open_clip tag."
         )
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    known = f"it has {', '.join(tags)}" if tags else "it has none"
+    tags = (
+        [BUNDLED_WEIGHTS] if name == BUNDLED_NAME else open_clip.list_pretrained_tags_by_model(arch)
+    )
+    known = f"{', '.join(tags)} or a file" if tags else "a file, since open_clip has none of it"
     raise BadValue(
-        f"{name} has no weights with the tag {weights!r}{did_you_mean(weights, tags)}; {known}, "
-        f"and MODEL.BACKBONE.WEIGHTS also takes a file."
+        f"{name} has no weights {weights!r}{did_you_mean(weights, tags)}; set "
+        f"MODEL.BACKBONE.WEIGHTS to {known}."
     )
 
 
@@ -382,7 +423,7 @@ def set_image_size(name: str, config: dict[str, Any], size: int | None) -> int:
     own = own[0] if isinstance(own, (list, tuple)) else own
     if size in (None, own) or vision["timm_model_name"]:
         return own
-    if not isinstance(vision["layers"], int):
+    if not has_one_depth(vision):
         raise BadValue(f"{name} takes images of {own} pixels, not of {size}; set INPUT.SIZE to it.")
     if size % patch:
         raise BadValue(

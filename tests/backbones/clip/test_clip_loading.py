@@ -193,7 +193,7 @@ def test_unknown_precision():
     ("name", "weights", "error", "said"),
     [
         ("ViT-B/61", "openai", ValueError, "unknown backbone 'ViT-B/61' .did you mean 'ViT-B/16'"),
-        ("ViT-B/16", "opnai", ValueError, "no weights with the tag 'opnai' .did you mean 'openai'"),
+        ("ViT-B/16", "opnai", ValueError, "no weights 'opnai' .did you mean 'openai'"),
         ("ViT-B/16", "no/such.pt", FileNotFoundError, "weights file no/such.pt does not exist"),
         ("ViT-B/16", "bundled", ValueError, "belongs to ViT-Bundled, not to ViT-B/16"),
         ("ViT-B-16-SigLIP", "webli", ValueError, "SigLIP cannot be prompted: .*not causal"),
@@ -213,6 +213,30 @@ def test_bundled_model_takes_only_bundled_weights(monkeypatch, tmp_path):
         load_clip("ViT-Bundled")
     with pytest.raises(FileNotFoundError, match="ViT-Bundled.safetensors are missing"):
         load_clip("ViT-Bundled", "bundled")
+
+
+@pytest.mark.parametrize("name", ["RN50", "RN101"])
+def test_a_file_of_another_kind_than_its_name_is_refused(name, tiny_file):
+    said = f"holds ViT of width 64.* and not {name} .ResNet of width 64.*set MODEL.BACKBONE.NAME"
+    with pytest.raises(ValueError, match=said):
+        load_clip(name, str(tiny_file))
+
+
+@pytest.mark.parametrize(("name", "held"), [("ViT-B/16", "ViT-B/32"), ("ViT-L/14", "RN50")])
+def test_a_file_of_another_known_model_is_called_by_that(name, held, tmp_path):
+    config, found = loading.model_config_of(name), loading.model_config_of(held)
+    with pytest.raises(ValueError, match=f"holds {held} .*set MODEL.BACKBONE.NAME to {held}"):
+        loading.refuse_another_architecture(name, config, found, tmp_path / "clip.pt")
+
+
+def test_what_prompts_images_is_known_by_the_name():
+    names = ("RN50", "ViT-B-16-SigLIP", "ViT-B/16", "ViT-Bundled", "nothing")
+    assert [loading.prompts_no_images(name) for name in names] == [True, True, False, False, False]
+
+
+def test_the_bundled_model_names_the_weights_that_it_has():
+    with pytest.raises(ValueError, match="has no weights 'x'; set .*WEIGHTS to bundled or a file"):
+        load_clip("ViT-Bundled", "x")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
