@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from proxyfda.backbones.clip.blocks import are_known, attend_to_all, run_block, run_last_block
 from proxyfda.backbones.clip.tree import LayoutCache, PromptLayout, common_prefix
+from proxyfda.neighbours.cosines import autocast_dtype
 from proxyfda.utils.errors import BadValue
 
 
@@ -341,7 +342,8 @@ class StateCache:
         if torch.is_grad_enabled():
             return compute()
         state = [p.detach() for p in module.parameters()]
-        context = [torch.is_autocast_enabled(), *((p.device, p.dtype, p.shape) for p in state)]
+        autocast = [autocast_dtype(device) for device in ("cpu", "cuda")]
+        context = [*autocast, *((p.device, p.dtype, p.shape) for p in state)]
         if context != self._context or not _all_equal(state, self._state):
             self._value = compute()
             self._context, self._state = context, [p.clone() for p in state]
