@@ -55,6 +55,7 @@ TITLES = {
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = _parse(argv)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines
     import torch
 
     if args.device == "cpu":
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
     device = torch.device(args.device)
     written = report.Report(_machine(device))
+    _begin(written, args.output)
     kit = subjects.Kit(device, subjects.Sizes() if device.type == "cuda" else subjects.TINY)
     try:
         running.run(
@@ -78,6 +80,16 @@ def main(argv: list[str] | None = None) -> int:
         kit.close()
         print(f"{written.summary()}: {args.output}", flush=True)
     return 1 if written.failed else 0
+
+
+def _begin(written, path: str) -> None:
+    """Write the report without a row, to find out now whether it can be written."""
+    try:
+        written.write(path)
+    except OSError as error:
+        raise BadValue(
+            f"{path} cannot be written ({error.strerror}); give another --output"
+        ) from None
 
 
 def _sections(kit, only: list[str], minutes: float) -> list:

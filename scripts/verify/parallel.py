@@ -17,8 +17,8 @@ from proxyfda import FDA, attach
 from proxyfda.experiments import launchers, record
 from proxyfda.experiments.jobs import DONE, FAILED, Job, Outcome
 from proxyfda.utils.errors import Unusable
-from verify.report import Check, Finding, NotApplicable
 from verify.ranks import RANKS, STEPS, WEIGHT, Model, batch, by_hand, moved, rank
+from verify.report import Check, Finding, NotApplicable
 from verify.subjects import Kit
 
 

@@ -31,7 +31,7 @@ def of_runs(kit: Kit) -> Iterator[Check]:
             for title, check in (("two runs", _twice), ("resumed", _resumed)):
                 yield Check(
                     f"{name}, {kind}, {title}",
-                    "the same weights, optimiser and random numbers bit by bit, and the same accuracy",
+                    "weights, optimiser, random numbers and accuracy the same, bit by bit",
                     functools.partial(check, kit, name, kind, first),
                 )
 

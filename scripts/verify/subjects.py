@@ -40,6 +40,7 @@ class Sizes:
         backbone, batch, classes: of what is timed.
         many: numbers of classes of the overhead.
         rounds: measured, after those that warm up.
+        options: of the config, for what is timed.
     """
 
     steps: int = 8
@@ -50,10 +51,23 @@ class Sizes:
     images: int = 64
     many: tuple[int, ...] = (50, 1000)
     rounds: int = 10
+    options: dict[str, object] = field(default_factory=dict)
 
 
 TINY = Sizes(
-    steps=2, epochs=2, backbone="ViT-Bundled", batch=4, classes=4, images=8, many=(4, 8), rounds=1
+    steps=2,
+    epochs=2,
+    backbone="ViT-Bundled",
+    batch=4,
+    classes=4,
+    images=8,
+    many=(4, 8),
+    rounds=1,
+    options={  # its encoders have three blocks
+        "TRAINER.MAPLE.PROMPT_DEPTH": 3,
+        "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3,
+        "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3,
+    },
 )
 
 
