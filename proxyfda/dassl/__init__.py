@@ -52,11 +52,13 @@ _NAMES = {
 # ours in both cases; Dassl has nothing of the kind
 find_checkpoint = _embedded.find_checkpoint
 ImageError = _embedded.ImageError
-Together, new_log = _embedded.Together, _embedded.new_log
+Together = _embedded.Together
+log_to, open_log = _embedded.log_to, _embedded.open_log
+LOG, named_writers = _embedded.LOG, _embedded.named_writers
 get_rng_state, set_rng_state = _embedded.get_rng_state, _embedded.set_rng_state
 
-__all__ = ["ENGINE", "ImageError", "Together", "announce_engine", "find_checkpoint"]
-__all__ += ["get_rng_state", "new_log", "set_rng_state"]
+__all__ = ["ENGINE", "LOG", "ImageError", "Together", "announce_engine", "find_checkpoint"]
+__all__ += ["get_rng_state", "log_to", "named_writers", "open_log", "set_rng_state"]
 __all__ += [name for names in _NAMES.values() for name in names]
 
 

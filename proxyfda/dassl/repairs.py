@@ -43,6 +43,7 @@ _CHECKPOINT_METHODS = (
     "extra_state",
     "load_extra_state",
 )
+_WRITER_METHODS = ("init_writer",)
 
 
 def let_dassl_import_without_wilds() -> None:
@@ -68,7 +69,7 @@ def repair() -> list[str]:
     repaired += ["numpy.int"] if _give_numpy_int() else []
     for name in _CHECKPOINT_FUNCTIONS:
         _replace_in_dassl(getattr(torchtools, name), getattr(engine, name))
-    for name in _CHECKPOINT_METHODS:
+    for name in (*_CHECKPOINT_METHODS, *_WRITER_METHODS):
         setattr(trainer.TrainerBase, name, vars(engine.TrainerBase)[name])
     repaired.append("checkpoints and resuming")
     base_dataset.check_isfile = _check_isfile

@@ -28,7 +28,8 @@ from .data import DataManager
 from .loops import EpochLoop, EvaluationLoop
 from .optim import scheduler_state
 from .registry import build_evaluator, check_availability
-from .utils import get_rng_state, mkdir_if_missing, set_rng_state
+from .utils import get_rng_state, set_rng_state
+from .writers import Writers
 
 
 class TrainerBase:
@@ -151,21 +152,19 @@ class TrainerBase:
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             load_weights(self._models[name], checkpoint["state_dict"], path)
 
-    # ---- tensorboard
+    # ---- curves
 
     def init_writer(self, log_dir):
+        """Open what LOG.WRITERS names; `log_dir` is where TensorBoard's files go, below the run."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import; training only
-
-            print(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=log_dir)
+            self._writer = Writers(os.path.dirname(log_dir), getattr(self, "cfg", None))
 
     def close_writer(self):
         if self._writer is not None:
             self._writer.close()
 
     def write_scalar(self, tag, scalar_value, global_step=None):
-        """Add a point to a tensorboard curve; nothing without a writer, as in evaluation."""
+        """Add a point to a curve; nothing without a writer, as in evaluation."""
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
@@ -302,9 +301,7 @@ class SimpleTrainer(EvaluationLoop, TrainerBase):
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
         self._keep_best_of(directory)
-        writer_dir = os.path.join(self.output_dir, "tensorboard")
-        mkdir_if_missing(writer_dir)
-        self.init_writer(writer_dir)
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
     def _keep_best_of(self, directory):

@@ -19,7 +19,7 @@ import yaml
 from yacs.config import CfgNode
 
 import proxyfda
-from proxyfda.dassl import DATASET_REGISTRY, TRAINER_REGISTRY, get_cfg_default
+from proxyfda.dassl import DATASET_REGISTRY, LOG, TRAINER_REGISTRY, get_cfg_default, named_writers
 from proxyfda.names import NONE
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean, nearest
@@ -67,6 +67,7 @@ def default_config() -> CfgNode:
                 extend(cfg)
     proxyfda.extend_cfg(cfg)
     cfg.PROBE = CfgNode(PROBE)
+    cfg.LOG = CfgNode(LOG)
     return cfg
 
 
@@ -94,6 +95,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             raise BadValue(
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )
+    named_writers(cfg.LOG.WRITERS)  # refuses what there is not, before anything runs
     cfg.freeze()
     return cfg
 

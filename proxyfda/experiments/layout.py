@@ -36,6 +36,7 @@ from proxyfda.names import PRETRAINED, REFERENCE
 RESULT = "result.json"
 CONFIG = "config.yaml"
 LOG = "log.txt"
+ENVIRONMENT = "environment.txt"
 ERROR = "error.txt"
 TENSORBOARD = "tensorboard"
 
