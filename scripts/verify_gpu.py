@@ -29,14 +29,14 @@ from proxyfda.utils.errors import AlreadyExists, BadValue, Unusable, show_user_e
 from proxyfda.utils.suggest import did_you_mean
 
 BUDGETS = {
-    "trainers": 170,
-    "regularisers": 70,
-    "runs": 90,
-    "processes": 80,
+    "trainers": 150,
+    "regularisers": 60,
+    "runs": 80,
+    "processes": 70,
     "steps": 60,
-    "launches": 40,
-    "compile": 40,
-    "overhead": 50,
+    "launches": 60,
+    "compile": 60,
+    "overhead": 60,
 }
 """Section -> seconds; ten minutes in all, unless ``--minutes`` says otherwise."""
 MINUTES = 10
