@@ -42,7 +42,7 @@ from bench_study import study
 from tabulate import tabulate
 
 import train
-from proxyfda.backbones.clip import load_clip
+from proxyfda.backbones.clip import PRECISIONS, load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.config import default_config, load_config
 from proxyfda.names import trainer_and_regulariser
@@ -357,7 +357,7 @@ def arguments() -> argparse.Namespace:
     add("--eval-batch", type=int, default=100, help="images in a batch of the evaluation")
     add("--grid", type=int, default=0, help="settings of CoOp in one pass, the trainers in turn")
     add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
-    add("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
+    add("--prec", default="fp32", choices=PRECISIONS)
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     add(
         "--cpu-time",

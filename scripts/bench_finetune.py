@@ -180,7 +180,7 @@ def arguments() -> argparse.Namespace:
     add("--classes", type=int, default=100)
     add("--batch", type=int, default=32, help="images in a step")
     add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
-    add("--prec", default="fp32", choices=["fp32", "amp"])
+    add("--prec", default="fp32", choices=["fp32", "amp", "bf16"])
     add("--threads", type=int, default=1, help="CPU threads")
     add("--opt", dest="opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
         help="option of the config, for all methods; may be repeated")  # fmt: skip

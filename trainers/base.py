@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from proxyfda.backbones.clip import (
+    AUTOCAST,
     PRECISIONS,
     ClassPrompts,
     ImageEncoder,
@@ -289,10 +290,15 @@ class ConfiguredTrainer(TrainerX):
                 )
 
     def autocast(self):
-        """The context of forward passes in training: autocast for ``amp``."""
-        if self.precision != "amp":
+        """The context of forward passes in training: autocast for ``amp`` and ``bf16``."""
+        if self.precision not in AUTOCAST:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.float16)
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.precision])
+
+    def build_scaler(self):
+        """A ``GradScaler`` for ``amp``, else None: gradients of small losses vanish in fp16 unless
+        the loss is scaled up; bfloat16 has the range of fp32."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "amp" else None
 
     def parse_batch_train(self, batch):
         return self.parse_batch_test(batch)
@@ -436,8 +442,7 @@ class PromptTrainer(CLIPTrainer):
         self.optim = build_optimizer(learner, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(self.model_name, learner, self.optim, self.sched)
-        # fp16 gradients of small losses vanish unless the loss is scaled up
-        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "amp" else None
+        self.scaler = self.build_scaler()
 
     def forward_backward(self, batch):
         images, labels = self.parse_batch_train(batch)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from proxyfda.backbones.clip import TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
+from proxyfda.neighbours.cosines import autocast_dtype
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.rules import Real, Text, Whole
 from trainers.base import PromptedCLIP, PromptTrainer, unit
@@ -98,7 +99,7 @@ class ConditionalCLIP(PromptedCLIP):
             ValueError: a single prompt takes more than ``max_memory``.
         """
         count = len(self.prompt_learner.tokenized_prompts)
-        key = torch.is_autocast_enabled(), count
+        key = autocast_dtype(self.logit_scale.device.type), count
         tokens = self.prompt_learner.class_prompts.tokens
         if key not in self._cuts or self._cuts[key][0] < tokens:
             parts = self._fitting(slice(0, count))
@@ -142,7 +143,7 @@ class CoCoOp(PromptTrainer):
     defaults = {
         "N_CTX": 16,  # number of context tokens
         "CTX_INIT": "",  # initial words; they set the number of tokens
-        "PREC": "fp16",  # fp16, fp32 or amp
+        "PREC": "fp16",  # fp16, fp32, amp or bf16
         "MAX_MEMORY": 4.0,  # GiB for the text encoder's activations
     }
     rules = {"N_CTX": Whole(1), "CTX_INIT": Text(), "MAX_MEMORY": Real(above=0)}

@@ -61,7 +61,7 @@ class CoOp(PromptTrainer):
         "N_CTX": 16,  # number of context tokens
         "CSC": False,  # a context for each class
         "CTX_INIT": "",  # initial words; they set the number of tokens
-        "PREC": "fp16",  # fp16, fp32 or amp
+        "PREC": "fp16",  # fp16, fp32, amp or bf16
         "CLASS_TOKEN_POSITION": "end",  # end, middle or front
         "GRID_MEMORY": 4.0,  # GiB for the text encoder's activations of settings trained together
     }

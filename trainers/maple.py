@@ -65,7 +65,7 @@ class MaPLe(DeepPromptTrainer):
     defaults = {
         "N_CTX": 2,  # number of context tokens on both sides
         "CTX_INIT": "a photo of a",  # initial words, used up to 4 tokens
-        "PREC": "fp16",  # fp16, fp32 or amp
+        "PREC": "fp16",  # fp16, fp32, amp or bf16
         "PROMPT_DEPTH": 9,  # layers with prompts; 1: the input alone
     }
     model_name = "MultiModalPromptLearner"

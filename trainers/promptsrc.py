@@ -177,7 +177,7 @@ class PromptSRC(DeepPromptTrainer):
         "N_CTX_VISION": 4,  # number of visual prompt tokens
         "N_CTX_TEXT": 4,  # number of text prompt tokens
         "CTX_INIT": "a photo of a",  # initial words, used up to 4 tokens
-        "PREC": "fp16",  # fp16, fp32 or amp
+        "PREC": "fp16",  # fp16, fp32, amp or bf16
         "PROMPT_DEPTH_VISION": 9,  # layers with visual prompts
         "PROMPT_DEPTH_TEXT": 9,  # layers with text prompts
         "TEXT_LOSS_WEIGHT": 25.0,  # consistency of text features

@@ -47,6 +47,7 @@ _CHECKPOINT_METHODS = (
     "load_extra_state",
     "check_beside",
 )
+_WRITER_METHODS = ("init_writer",)
 
 
 def let_dassl_import_without_wilds() -> None:
@@ -74,7 +75,7 @@ def repair() -> list[str]:
     repaired += ["augmentation"] if _seed_each_image(data_manager.DatasetWrapper) else []
     for name in _CHECKPOINT_FUNCTIONS:
         _replace_in_dassl(getattr(torchtools, name), getattr(engine, name))
-    for name in _CHECKPOINT_METHODS:
+    for name in (*_CHECKPOINT_METHODS, *_WRITER_METHODS):
         setattr(trainer.TrainerBase, name, vars(engine.TrainerBase)[name])
     repaired.append("checkpoints and resuming")
     base_dataset.check_isfile = _check_isfile

@@ -47,11 +47,13 @@ from .utils import (
     count_num_param,
     get_rng_state,
     listdir_nohidden,
+    log_to,
     mkdir_if_missing,
-    new_log,
+    open_log,
     read_json,
     set_random_seed,
     set_rng_state,
     setup_logger,
     write_json,
 )
+from .writers import LOG, named_writers

@@ -165,13 +165,12 @@ def build_transform(cfg, is_train=True, choices=None):
     check_availability(inp.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
     interpolation = INTERPOLATION_MODES[inp.INTERPOLATION]
     size = tuple(inp.SIZE)
-    steps = []
+    steps, notes = [], []
 
     def add(note, transform):
-        print(f"+ {note}")
+        notes.append(note)
         steps.append(transform)
 
-    print(f"Building transform_{'train' if is_train else 'test'}")
     if not is_train:
         side = max(size)
         add(f"resize the smaller edge to {side}", T.Resize(side, interpolation))
@@ -207,6 +206,7 @@ def build_transform(cfg, is_train=True, choices=None):
             f"normalization (mean={inp.PIXEL_MEAN}, std={inp.PIXEL_STD})",
             T.Normalize(inp.PIXEL_MEAN, inp.PIXEL_STD),
         )
+    print(f"transform_{'train' if is_train else 'test'}: {', '.join(notes)}")
     return T.Compose(steps)
 
 
@@ -371,11 +371,9 @@ class DataManager:
             self.show_dataset_summary(cfg)
 
     def show_dataset_summary(self, cfg):
-        rows = [("Dataset", cfg.DATASET.NAME), ("# classes", f"{self.num_classes:,}")]
-        for name, split in (("train_x", "train_x"), ("val", "val"), ("test", "test")):
+        counts = [f"{self.num_classes:,} classes"]
+        for split in ("train_x", "val", "test"):
             items = getattr(self.dataset, split)
             if items:
-                rows.append((f"# {name}", f"{len(items):,}"))
-        rule = "  ".join("-" * max(len(row[column]) for row in rows) for column in (0, 1))
-        width = len(rule.split("  ")[0])
-        print("\n".join([rule, *(f"{key:<{width}}  {value}" for key, value in rows), rule]))
+                counts.append(f"{len(items):,} images in {split}")
+        print(f"Dataset {cfg.DATASET.NAME}: {', '.join(counts)}")

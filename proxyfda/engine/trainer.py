@@ -29,7 +29,8 @@ from .loops import EpochLoop, EvaluationLoop
 from .optim import scheduler_state
 from .registry import build_evaluator, check_availability
 from .sound import common_checkpoints, places
-from .utils import get_rng_state, mkdir_if_missing, set_rng_state
+from .utils import get_rng_state, set_rng_state
+from .writers import Writers
 
 
 class TrainerBase:
@@ -165,21 +166,19 @@ class TrainerBase:
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
             load_weights(self._models[name], weights, path)
 
-    # ---- tensorboard
+    # ---- curves
 
     def init_writer(self, log_dir):
+        """Open what LOG.WRITERS names; `log_dir` is where TensorBoard's files go, below the run."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import; training only
-
-            print(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=log_dir)
+            self._writer = Writers(os.path.dirname(log_dir), getattr(self, "cfg", None))
 
     def close_writer(self):
         if self._writer is not None:
             self._writer.close()
 
     def write_scalar(self, tag, scalar_value, global_step=None):
-        """Add a point to a tensorboard curve; nothing without a writer, as in evaluation."""
+        """Add a point to a curve; nothing without a writer, as in evaluation."""
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
@@ -318,9 +317,7 @@ class SimpleTrainer(EvaluationLoop, TrainerBase):
         self._check_start(directory)
         self._keep_best_of(directory)
         self._complete(directory)
-        writer_dir = os.path.join(self.output_dir, "tensorboard")
-        mkdir_if_missing(writer_dir)
-        self.init_writer(writer_dir)
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
     def _check_start(self, directory):

@@ -104,9 +104,8 @@ def count_num_param(model=None, params=None):
 class Logger:
     """Stands in for `sys.stdout`: writes to it and, line by line, to a file."""
 
-    def __init__(self, console, fpath):
-        self.console = console
-        self.file = open(fpath, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 (lives on)
+    def __init__(self, console, file):
+        self.console, self.file = console, file
 
     def write(self, text):
         self.console.write(text)
@@ -121,28 +120,45 @@ class Logger:
         return getattr(self.console, name)
 
 
-def new_log(output):
-    """Path of a log that is begun now, see `setup_logger`; its folder is made."""
+def setup_logger(output=None):
+    """Copy what is printed from now on to `output`: a .txt or .log file, or log.txt in a folder.
+
+    An existing file stays; the new one then gets the date and time appended to its name, as Dassl
+    does it. Runs have one log instead, see `open_log`.
+    """
+    if output is None:
+        return
     fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
     mkdir_if_missing(os.path.dirname(fpath))
     if os.path.exists(fpath):
         fpath += time.strftime("-%Y-%m-%d-%H-%M-%S")
-    return fpath
+    log_to(_open_to_write(fpath))
 
 
-def setup_logger(output=None):
-    """Copy what is printed from now on to `output`: a .txt or .log file, or log.txt in a folder.
-
-    An existing file stays; the new one then gets the date and time appended to its name.
-    """
-    if output is None:
-        return
-    fpath = new_log(output)
+def log_to(file):
+    """Copy what is printed from now on to an open file, which is closed when the next one comes."""
     console = sys.stdout
     if isinstance(console, Logger):  # a second run in this process: the first log ends here
         console.file.close()
         console = console.console
-    sys.stdout = Logger(console, fpath)
+    sys.stdout = Logger(console, file)
+
+
+def open_log(folder):
+    """The one log of a run, `log.txt` in its folder, open for writing.
+
+    Where the run goes on it is appended to, behind a line that says so.
+    """
+    mkdir_if_missing(folder)
+    fpath = os.path.join(folder, "log.txt")
+    file = _open_to_write(fpath)
+    if os.path.getsize(fpath):
+        file.write(time.strftime("\n== The run goes on, %Y-%m-%d %H:%M:%S ==\n"))
+    return file
+
+
+def _open_to_write(fpath):
+    return open(fpath, "a", encoding="utf-8", buffering=1)
 
 
 class AverageMeter:

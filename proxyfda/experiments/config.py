@@ -18,10 +18,18 @@ import yaml
 from yacs.config import CfgNode
 
 import proxyfda
-from proxyfda.dassl import DATASET_REGISTRY, ENGINE, TRAINER_REGISTRY, get_cfg_default
+from proxyfda.dassl import (
+    DATASET_REGISTRY,
+    ENGINE,
+    LOG,
+    TRAINER_REGISTRY,
+    get_cfg_default,
+    named_writers,
+)
 from proxyfda.diagnostics.linear_probe import STRENGTHS
 from proxyfda.engine.config import RULES as ENGINE_RULES
 from proxyfda.engine.config import check_together
+from proxyfda.engine.writers import LOG_RULES
 from proxyfda.integrations.dassl_options import check_node
 from proxyfda.names import NONE
 from proxyfda.utils.errors import BadValue, NotFound
@@ -78,6 +86,7 @@ def default_config() -> CfgNode:
                 extend(cfg)
     proxyfda.extend_cfg(cfg)
     cfg.PROBE = CfgNode(PROBE)
+    cfg.LOG = CfgNode(LOG)
     return cfg
 
 
@@ -95,7 +104,7 @@ def option_rules() -> dict[str, Rule]:
         for name in registry.registered_names():
             given = getattr(registry.get(name), "option_rules", None)
             rules.update(given() if given is not None else {})
-    return {**rules, **PROBE_RULES}
+    return {**rules, **PROBE_RULES, **LOG_RULES}
 
 
 def check_options(cfg: CfgNode) -> None:
@@ -134,6 +143,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )
     check_options(cfg)
+    named_writers(cfg.LOG.WRITERS)  # refuses what there is not, before anything runs
     cfg.freeze()
     return cfg
 

@@ -15,7 +15,7 @@ import time
 import torch
 from yacs.config import CfgNode
 
-from proxyfda.dassl import TRAINER_REGISTRY, announce_engine, new_log
+from proxyfda.dassl import TRAINER_REGISTRY, announce_engine, open_log
 from proxyfda.experiments import folders, run
 from proxyfda.experiments.config import flat, load_config
 from proxyfda.experiments.jobs import Job
@@ -56,10 +56,7 @@ def main(runs: list[argparse.Namespace]) -> list[dict | UserError | None]:
             stack.enter_context(folder_lock(cfg.OUTPUT_DIR))
         for args, cfg in zip(runs, cfgs):
             run.claim_output(args, cfg)
-        logs = [
-            stack.enter_context(open(new_log(cfg.OUTPUT_DIR), "w", encoding="utf-8", buffering=1))
-            for cfg in cfgs
-        ]
+        logs = [stack.enter_context(open_log(cfg.OUTPUT_DIR)) for cfg in cfgs]
         started = time.perf_counter()
         print(f"{len(runs)} runs in one pass, each with its log in its own folder")
         announce_engine()

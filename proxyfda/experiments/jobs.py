@@ -20,6 +20,18 @@ DONE, FAILED, BUSY = "done", "failed", "busy"
 UNTRAINED = "the training that it builds on failed"
 
 
+class InThisProcess:
+    """What runs here, so that nobody else prints into its output.
+
+    Attributes:
+        running: whether a job does.
+        between: called after each job.
+    """
+
+    running = False
+    between: list[Callable[[], None]] = []
+
+
 @dataclass
 class Job:
     """One call of an entry module.
@@ -107,6 +119,8 @@ def run_chain(chain: list[Job], quiet: bool) -> list[Outcome]:
     """
     outcomes: dict[str, Outcome] = {}
     for job in chain:
+        for call in InThisProcess.between:
+            call()
         before = outcomes.get(job.after, Outcome(DONE))
         if job.folder in outcomes:
             continue  # it was run in one pass with an earlier one
@@ -151,6 +165,7 @@ def _run(jobs: list[Job], call: Callable[[list[Job]], list], quiet: bool) -> dic
             alone ended with.
     """
     found: dict[str, Any] = {}
+    InThisProcess.running = True
     try:
         with contextlib.ExitStack() as stack:
             for job in jobs:
@@ -177,6 +192,7 @@ def _run(jobs: list[Job], call: Callable[[list[Job]], list], quiet: bool) -> dic
         why = f"{type(error).__name__}: {first}"
         return {job.folder: Outcome(FAILED, why + _report(job)) for job in jobs}
     finally:
+        InThisProcess.running = False
         _free_memory()
     return {job.folder: _outcome(job, found.get(job.folder)) for job in jobs}
 

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker, synchronize, util
 
 import proxyfda
 from proxyfda.experiments import lock
@@ -107,8 +108,7 @@ def local(chains: list[Chain], devices: list[str], workers: int) -> Ended:
     closing = threading.Event()
 
     def work(chain: Chain) -> list[Outcome] | str:
-        # Processes inherit this: Ctrl-C, which a terminal sends to all, is the parent's to handle.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _leave_interrupts_to_parent()
         slot = free.get()
         try:
             return "stopped" if closing.is_set() else slot.run(chain)
@@ -131,6 +131,13 @@ def local(chains: list[Chain], devices: list[str], workers: int) -> Ended:
             slot.close()
 
 
+def _leave_interrupts_to_parent() -> None:
+    """Processes that this thread starts do not see Ctrl-C, which a terminal sends to all."""
+    # Started with the first process otherwise, and then it takes the block away.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
 def _start_worker(device: str, threads: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, _leave)
     # A parent that was killed cannot end its workers: they look after it.
@@ -145,7 +152,16 @@ def _start_worker(device: str, threads: int, parent: int) -> None:
 def _leave(*_) -> None:
     # Not by an exception: the executor would take it for the job's and go on.
     lock.release_all()
+    _give_semaphores_back()
     os._exit(1)
+
+
+def _give_semaphores_back() -> None:
+    """Without it the parent's tracker would warn of those of progress bars and loaders."""
+    # No other finaliser: one could wait for a lock that this very thread holds.
+    for finaliser in list(getattr(util, "_finalizer_registry", {}).values()):
+        if getattr(finaliser, "_callback", None) == synchronize.SemLock._cleanup:
+            finaliser()
 
 
 def _leave_with(parent: int) -> None:

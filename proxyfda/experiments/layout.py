@@ -39,6 +39,7 @@ from proxyfda.names import METHODS, PRETRAINED, REFERENCE, WISE_FT
 RESULT = "result.json"
 CONFIG = "config.yaml"
 LOG = "log.txt"
+ENVIRONMENT = "environment.txt"
 ERROR = "error.txt"
 TENSORBOARD = "tensorboard"
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import os.path as osp
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -26,8 +27,9 @@ from proxyfda.dassl import (
     announce_engine,
     build_trainer,
     collect_env_info,
+    log_to,
+    open_log,
     set_random_seed,
-    setup_logger,
 )
 from proxyfda.experiments import folders, layout, probing, record
 from proxyfda.experiments.config import flat, load_config, plain
@@ -50,6 +52,8 @@ _FREE_KEYS = (
     "TRAINER.COOP.GRID_MEMORY",
     "PROBE.CACHE",
     "PROBE.CACHE_GB",
+    "LOG.WRITERS",
+    "LOG.WANDB_PROJECT",
 )
 
 
@@ -109,13 +113,12 @@ def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None
         print("No --seed is given: shots, initial values and batches differ from run to run")
     if cfg.DATASET.NUM_SHOTS < 0 and not (args.eval_only or args.no_train or args.probe):
         print(f"DATASET.NUM_SHOTS is {cfg.DATASET.NUM_SHOTS}: training on all training images")
-    setup_logger(cfg.OUTPUT_DIR)
+    log_to(open_log(cfg.OUTPUT_DIR))
     if torch.cuda.is_available() and cfg.USE_CUDA:
         # Benchmarked kernels may differ from run to run.
         torch.backends.cudnn.benchmark = cfg.SEED < 0
     print_settings(args, cfg)
     announce_engine()
-    print(f"** System info **\n{collect_env_info()}\n")
     if args.probe:
         result = {**described, **probing.run(args, cfg, described["source"] or "")}
         return record.write(cfg.OUTPUT_DIR, result)
@@ -155,13 +158,21 @@ def finish(args, cfg, described: dict, trainer, **seconds: float) -> dict | None
 
 
 def print_settings(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Print the command line and the whole config."""
-    for title, lines in (
-        ("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
-        ("Config", [str(cfg)]),
-    ):
-        print(f"{'*' * 15}\n** {title} **\n{'*' * 15}")
-        print("\n".join(lines))
+    """Print the command line's arguments, and where the whole config and the versions are."""
+    given = [
+        f"{key} {value if isinstance(value, str) else shlex.join(map(str, value))}"
+        if isinstance(value, (str, list, tuple))
+        else f"{key} {value}"
+        for key, value in sorted(vars(args).items())
+        if value not in ("", None, False, [])
+    ]
+    print(f"Arguments: {'; '.join(given)}")
+    write_text(osp.join(cfg.OUTPUT_DIR, layout.ENVIRONMENT), collect_env_info() + "\n")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() and cfg.USE_CUDA else "CPU"
+    print(
+        f"proxyfda {proxyfda.__version__}, torch {torch.__version__}, {device}; config in "
+        f"{osp.join(cfg.OUTPUT_DIR, layout.CONFIG)}, environment in {layout.ENVIRONMENT} beside it"
+    )
 
 
 # -- what a run is --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from proxyfda.experiments import launchers, layout
-from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
+from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, InThisProcess, Job, Outcome
 from proxyfda.experiments.lock import clear, holder
 from proxyfda.experiments.time_left import MeasuredTimes, clock, seconds_of
 from proxyfda.utils.errors import AlreadyExists, BadValue, sentence
@@ -178,9 +178,10 @@ def _say_what_would_run(jobs: list[Job], failed: dict[str, str]) -> None:
 class _Progress:
     """A line for each job that becomes complete, with the time left.
 
-    It watches the result files, wherever the jobs run. What an open job takes is told by complete
-    ones of its kind (:mod:`proxyfda.experiments.time_left`), and as many jobs are expected to run
-    at a time as have done since the start.
+    It watches the result files, wherever the jobs run; while one runs in this process it waits for
+    its end, as the line would stand in the middle of what that prints. What an open job takes is
+    told by complete ones of its kind (:mod:`proxyfda.experiments.time_left`), and as many jobs are
+    expected to run at a time as have done since the start.
     """
 
     def __init__(self, jobs: list[Job]):
@@ -188,7 +189,7 @@ class _Progress:
         self._times = MeasuredTimes()
         self._started, self._worked = time.monotonic(), 0.0
         self._out = sys.stdout  # a run's logger replaces it
-        self._stopped = threading.Event()
+        self._stopped, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self, to_run: int) -> None:
@@ -198,9 +199,12 @@ class _Progress:
         if complete:
             self._say(f"{complete} of {self._total} jobs are complete already")
         if to_run:
+            InThisProcess.between.append(self._look)
             self._thread.start()
 
     def stop(self) -> None:
+        with contextlib.suppress(ValueError):
+            InThisProcess.between.remove(self._look)
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -208,9 +212,14 @@ class _Progress:
 
     def _watch(self) -> None:
         while not self._stopped.wait(1.0):
-            self._look()
+            if not InThisProcess.running:
+                self._look()
 
     def _look(self, quiet: bool = False) -> None:
+        with self._lock:
+            self._tell(quiet)
+
+    def _tell(self, quiet: bool) -> None:
         for job in list(self._open):
             result = job.result
             if not result:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from proxyfda.anchors.host_weights import is_images
-from proxyfda.neighbours.cosines import full_precision
+from proxyfda.neighbours.cosines import autocast_dtype, full_precision
 from proxyfda.utils.errors import BadType, Unusable
 
 __all__ = ["Call", "Captured", "FeatureCapture", "WeightCapture", "tensors_in"]
@@ -66,13 +66,8 @@ def in_backward_pass() -> bool:
 
 def _autocast(device: str) -> Callable[[], ContextManager[Any]]:
     """Gives contexts with the autocast setting that holds now."""
-    if hasattr(torch, "get_autocast_dtype"):
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    elif device == "cpu":
-        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
-    else:
-        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
-    return partial(torch.autocast, device, dtype=dtype) if enabled else nullcontext
+    dtype = autocast_dtype(device)
+    return nullcontext if dtype is None else partial(torch.autocast, device, dtype=dtype)
 
 
 @dataclass

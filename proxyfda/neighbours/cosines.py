@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxyfda.utils.errors import BadValue
 
-__all__ = ["check_features", "full_precision", "unit_rows", "zero_loss"]
+__all__ = ["autocast_dtype", "check_features", "full_precision", "unit_rows", "zero_loss"]
 
 _SMALLEST_NORM = 1e-8
 
@@ -26,6 +26,17 @@ def full_precision(device: torch.device) -> ContextManager[Any]:
         return torch.autocast(device_type=device.type, enabled=False)
     except RuntimeError:  # a device type that has no autocast in this torch
         return contextlib.nullcontext()
+
+
+def autocast_dtype(device: str) -> Optional[torch.dtype]:
+    """What autocast computes in at this moment on a type of device; None while it is off."""
+    if hasattr(torch, "get_autocast_dtype"):
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    elif device == "cpu":
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return dtype if enabled else None
 
 
 class _UnitRows(torch.autograd.Function):

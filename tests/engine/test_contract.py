@@ -97,16 +97,26 @@ def test_training_lines(run):
 
 
 def test_lines_around_training(run):
-    folder = run[0]
+    folder, report, _ = run
     text = "\n".join(log_of(folder, "full"))
+    data = {
+        "dassl": [
+            "Building transform_train\n+ random resized crop (size=(8, 8), scale=(0.08, 1.0))",
+            "Building transform_test\n+ resize the smaller edge to 8\n+ 8x8 center crop",
+            "---------  -------\nDataset    Colours\n# classes  3\n# train_x  12\n# val      12\n"
+            "# test     18\n---------  -------",
+        ],
+        "embedded": [
+            "transform_train: random resized crop (size=(8, 8), scale=(0.08, 1.0)), ",
+            "transform_test: resize the smaller edge to 8, 8x8 center crop, ",
+            "Dataset Colours: 3 classes, 12 images in train_x, 12 images in val, 18 images in test",
+        ],
+    }
     order = [
         "Loading trainer: Linear",
         "Loading dataset: Colours",
         "Creating a 4-shot dataset",
-        "Building transform_train\n+ random resized crop (size=(8, 8), scale=(0.08, 1.0))",
-        "Building transform_test\n+ resize the smaller edge to 8\n+ 8x8 center crop",
-        "---------  -------\nDataset    Colours\n# classes  3\n# train_x  12\n# val      12\n"
-        "# test     18\n---------  -------",
+        *data[report["engine"]],
         "Loading evaluator: Classification",
         "No checkpoint found, train from scratch",
         f"Initialize tensorboard (log_dir={folder / 'full' / 'tensorboard'})",

@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from proxyfda.experiments import launchers
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Deadly:
@@ -93,3 +97,36 @@ def test_a_launcher_that_is_not_installed_names_the_remedy(monkeypatch, launcher
     with pytest.raises(ImportError, match=f"--launcher {launcher} needs .*pip install {package}"):
         launch = launchers.on_ray if launcher == "ray" else launchers.on_slurm
         list(launch([], {}, *(["/nowhere"] if launcher == "slurm" else [])))
+
+
+@pytest.mark.parametrize("leave", [True, False], ids=["given-back", "left"])
+def test_a_worker_that_is_ended_leaves_no_semaphore_behind(leave):
+    code = (
+        "import multiprocessing, os\n"
+        "from proxyfda.experiments import launchers\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "lock = multiprocessing.RLock()  # as of a progress bar\n"
+        + ("launchers._leave()" if leave else "os._exit(1)")
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert ("leaked semaphore" in done.stderr) != leave
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_processes_of_a_worker_do_not_see_ctrl_c_from_the_first_one_on():
+    code = (
+        "import multiprocessing, re, signal, time\n"
+        "from pathlib import Path\n"
+        "from proxyfda.experiments import launchers\n"
+        "if __name__ == '__main__':\n"
+        "    launchers._leave_interrupts_to_parent()\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(9,))\n"
+        "    child.start()\n"
+        "    status = Path(f'/proc/{child.pid}/status').read_text()\n"
+        "    blocked = int(re.search(r'SigBlk:\\s*(\\w+)', status)[1], 16)\n"
+        "    child.kill()\n"
+        "    print(blocked >> (signal.SIGINT - 1) & 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "1", done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_an_evaluation_keeps_its_source_whatever_the_logs_are_called(run, tmp_pa
     assert [(row.dataset, row.source) for row in before.rows] == [
         ("folder", True), ("scenes", False),
     ]  # fmt: skip
-    run(tested, "CoOp", *again)  # moves the first log out of the way
+    run(tested, "CoOp", *again)
     (tested / "log.txt").rename(tested / "log.txt-old")
     assert summarise_accuracy(collect(tmp_path))["cross_dataset"] == before
 
@@ -296,3 +297,40 @@ def test_the_command_line_ends_with_one_sentence_and_an_exit_code(tmp_path):
     )
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+
+
+# -- its log and its curves -----------------------------------------------------------------------
+
+
+def test_a_log_is_short_before_the_first_epoch_and_says_where_the_config_is(run, tmp_path):
+    run(tmp_path / "out", "ProxyFDACoOp", *BASE)
+    lines = (tmp_path / "out" / "log.txt").read_text().splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("epoch [1/"))
+    assert first <= 20
+    (said,) = (line for line in lines if "config in" in line)
+    assert str(tmp_path / "out" / "config.yaml") in said
+    assert "PIXEL_MEAN" in (tmp_path / "out" / "config.yaml").read_text()
+    assert torch.__version__ in (tmp_path / "out" / "environment.txt").read_text()
+
+
+def test_a_run_has_one_log_which_is_gone_on_with(run, tmp_path):
+    run(tmp_path / "out", "CoOp", *BASE)
+    before = (tmp_path / "out" / "log.txt").read_text()
+    run(tmp_path / "out", "CoOp", *BASE)
+    assert [path.name for path in (tmp_path / "out").glob("log.txt*")] == ["log.txt"]
+    after = (tmp_path / "out" / "log.txt").read_text()
+    assert after.startswith(before)
+    assert re.search(r"^== The run goes on, \d{4}-\d\d-\d\d ", after[len(before) :], re.M)
+
+
+def test_curves_go_where_the_option_says_and_it_is_no_other_run(run, tmp_path):
+    run(tmp_path / "out", "CoOp", *BASE, "OPTIM.MAX_EPOCH", 1, "LOG.WRITERS", "csv")
+    assert not (tmp_path / "out" / "tensorboard").exists()
+    assert "train/loss,0," in (tmp_path / "out" / "curves.csv").read_text()
+    run(tmp_path / "out", "CoOp", *BASE, "OPTIM.MAX_EPOCH", 1, "LOG.WRITERS", "")
+
+
+def test_an_unknown_writer_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(ValueError, match="LOG.WRITERS is 'tensorbord'.*did you mean"):
+        run(tmp_path / "out", "CoOp", *BASE, "LOG.WRITERS", "tensorbord")
+    assert not (tmp_path / "out").exists()

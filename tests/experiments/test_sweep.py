@@ -221,6 +221,30 @@ def test_trainings_and_evaluations_are_timed_apart(tmp_path, capsys, monkeypatch
     assert "not measured yet  ?" in table(todo[1:])
 
 
+def test_a_line_of_progress_comes_before_the_next_job_begins(fake_jobs, capsys):
+    assert sweep.run(fake_jobs("a", "b")) == 0
+    lines = [line[:12] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["== a", "[1 of 2] a: ", "== b", "[2 of 2] b: "]
+
+
+def test_a_line_of_progress_does_not_break_into_a_job_of_this_process(
+    fake_jobs, capsys, monkeypatch
+):
+    (done,) = fake_jobs("a")
+    progress = sweep._Progress([done])
+    os.makedirs(done.folder)
+    Path(done.folder, "result.json").write_text('{"accuracy": 50.0}')
+    told = []
+    for running in (True, False):
+        monkeypatch.setattr(sweep.InThisProcess, "running", running)
+        stopped = iter([False, True])
+        monkeypatch.setattr(progress._stopped, "wait", lambda _: next(stopped))  # noqa: B023
+        progress._watch()
+        told.append(capsys.readouterr().out)
+    assert told[0] == "" and told[1].startswith("[1 of 1] a: 50.00 %")
+    assert not sweep.InThisProcess.between
+
+
 # -- two sweeps on one output folder ------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from proxyfda.anchors import cached_tensor, fingerprint
 from proxyfda.backbones import ImageBackbone, load_backbone
-from proxyfda.backbones.clip import resolve_precision
+from proxyfda.backbones.clip import AUTOCAST, resolve_precision
 from proxyfda.backbones.zero_shot import templates_of, zero_shot_weights
 from proxyfda.dassl import (
     TRAINER_REGISTRY,
@@ -76,7 +76,7 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
 
     config_node = "FINETUNE"
     defaults = {
-        "PREC": "fp32",  # fp32 or amp
+        "PREC": "fp32",  # fp32, amp or bf16
         "HEAD": "",  # zero_shot, probe or random; empty: zero_shot where there are texts
         "START_FROM": "",  # folder of an earlier run, whose encoder is gone on with
         "ANCHOR": "pretrained",  # or previous: the encoder of START_FROM
@@ -92,7 +92,7 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
         "WARMUP_STEPS": Whole(0),
         "CLIP_GRAD": Real(least=0),
     }
-    precisions = ("fp32", "amp")
+    precisions = ("fp32", *AUTOCAST)
     regularises_itself = True
     tunes_encoder = True
     trained_regulariser = ""
@@ -253,7 +253,7 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
             first = position == 0  # one optimiser has the weights of all
             kept = (self.optim, self.sched) if first else (None, None)
             self.register_model(name, model, *kept)
-        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "amp" else None
+        self.scaler = self.build_scaler()
 
     def _anchor(self, plugin: PluginOptions) -> None:
         """Take the encoder as it is now for what is to be kept."""

@@ -2,6 +2,7 @@
 
 from proxyfda.backbones.clip.encoders import ImageEncoder, StateCache, TextEncoder
 from proxyfda.backbones.clip.loading import (
+    AUTOCAST,
     PRECISIONS,
     load_clip,
     mismatches,
@@ -11,7 +12,7 @@ from proxyfda.backbones.clip.loading import (
 from proxyfda.backbones.clip.prompts import POSITIONS, ClassPrompts, initial_context, plain_name
 
 __all__ = [
-    "POSITIONS", "PRECISIONS", "ClassPrompts", "ImageEncoder", "StateCache", "TextEncoder",
-    "initial_context", "load_clip", "mismatches", "plain_name", "prompts_no_images",
+    "AUTOCAST", "POSITIONS", "PRECISIONS", "ClassPrompts", "ImageEncoder", "StateCache",
+    "TextEncoder", "initial_context", "load_clip", "mismatches", "plain_name", "prompts_no_images",
     "resolve_precision",
 ]  # fmt: skip

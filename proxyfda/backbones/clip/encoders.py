@@ -26,6 +26,7 @@ from proxyfda.backbones.clip.blocks import (
     run_last_block,
 )
 from proxyfda.backbones.clip.tree import LayoutCache, PromptLayout, common_prefix
+from proxyfda.neighbours.cosines import autocast_dtype
 from proxyfda.utils.errors import BadValue
 
 
@@ -363,7 +364,8 @@ class StateCache:
         if torch.is_grad_enabled():
             return compute()
         state = [p.detach() for p in module.parameters()]
-        context = [torch.is_autocast_enabled(), *((p.device, p.dtype, p.shape) for p in state)]
+        autocast = [autocast_dtype(device) for device in ("cpu", "cuda")]
+        context = [*autocast, *((p.device, p.dtype, p.shape) for p in state)]
         if context != self._context or not _all_equal(state, self._state):
             self._value = compute()
             self._context, self._state = context, [p.clone() for p in state]

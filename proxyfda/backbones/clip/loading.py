@@ -31,7 +31,9 @@ from proxyfda.backbones.weights import (
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean
 
-PRECISIONS = ("fp32", "fp16", "amp")
+PRECISIONS = ("fp32", "fp16", "amp", "bf16")
+AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}
+"""Precisions with fp32 weights, and what training computes in under autocast."""
 OPENAI_NAMES = (
     "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
     "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
@@ -45,10 +47,11 @@ TEXT_POSITIONS = "text.transformer.embeddings.position_ids"
 
 
 def resolve_precision(prec: str, device: str | torch.device) -> str:
-    """The precision that a device can run: ``fp32``, ``fp16`` or ``amp``.
+    """The precision that a device can run: ``fp32``, ``fp16``, ``amp`` or ``bf16``.
 
     ``fp16`` and ``amp`` (fp16 autocast) are for GPUs: on a CPU they become ``fp32``, and one
-    printed line says so.
+    printed line says so. ``bf16`` (bfloat16 autocast) runs on both; of a GPU that only emulates it
+    a line says that it is slow.
 
     Raises:
         ValueError: for any other name.
@@ -58,10 +61,19 @@ def resolve_precision(prec: str, device: str | torch.device) -> str:
             f"unknown precision {prec!r}{did_you_mean(prec, PRECISIONS)}; "
             f"PREC is one of {', '.join(PRECISIONS)}."
         )
-    if prec != "fp32" and torch.device(device).type == "cpu":
+    on_cpu = torch.device(device).type == "cpu"
+    if prec in ("fp16", "amp") and on_cpu:
         print(f"Precision {prec} needs a GPU: computing in fp32 on the CPU")
         return "fp32"
+    if prec == "bf16" and not on_cpu and not _has_bf16(device):
+        print("Precision bf16 is emulated on this GPU, and slow: amp is for it")
     return prec
+
+
+def _has_bf16(device: str | torch.device) -> bool:
+    # From compute capability 8.0 on (NVIDIA, CUDA C++ Programming Guide, "Compute Capabilities");
+    # torch's own answer counts emulation in.
+    return torch.version.cuda is None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def load_clip(
@@ -106,7 +118,7 @@ def load_any_clip(
             ``ViT-Bundled``, ``random``, or a file: OpenAI's TorchScript archive, a state dict in
             OpenAI's layout, or a state dict / safetensors of the named open_clip model.
         precision: ``fp16`` stores the matrices of attention, MLPs and projections in half
-            precision (LayerNorms stay in fp32); ``fp32`` and ``amp`` store fp32.
+            precision (LayerNorms stay in fp32); all others store fp32.
         image_size: side of the images in pixels, if it is to be another than the model's own.
 
     A file in OpenAI's layout brings its own architecture: it is read off the shapes, whatever

@@ -176,12 +176,20 @@ def test_half_precision_keeps_norms_in_fp32_and_agrees(tiny, tiny_state):
 @pytest.mark.parametrize(
     ("prec", "device", "expected"),
     [("fp32", "cpu", "fp32"), ("fp16", "cpu", "fp32"), ("amp", "cpu", "fp32"),
-     ("fp16", "cuda:0", "fp16"), ("amp", "cuda", "amp")],
+     ("fp16", "cuda:0", "fp16"), ("amp", "cuda", "amp"), ("bf16", "cpu", "bf16")],
 )  # fmt: skip
 def test_precision_follows_the_device(prec, device, expected, capsys):
     assert resolve_precision(prec, device) == expected
     said = capsys.readouterr().out
     assert (prec in said and said.count("\n") == 1) if prec != expected else said == ""
+
+
+@pytest.mark.parametrize(("capability", "slow"), [((7, 5), True), ((8, 0), False)])
+def test_bf16_is_said_to_be_slow_where_a_gpu_emulates_it(capability, slow, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("bf16", "cuda") == "bf16"
+    assert ("emulated" in capsys.readouterr().out) == slow
 
 
 def test_unknown_precision():

@@ -1,0 +1,1 @@
+"""Checks of everything on a GPU against the CPU; ``bash scripts/verify_gpu.sh`` runs them."""
