@@ -55,6 +55,23 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _is_class(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("name"), str)
+        and _is_whole(found.get("images"))
+        and found["images"] > 0
+        and _is_percent(found.get("accuracy"))
+        and isinstance(found.get("taken_for"), dict)
+        and all(_is_whole(count) and count > 0 for count in found["taken_for"].values())
+        and sum(found["taken_for"].values()) <= found["images"]
+    )
+
+
+def _are_classes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_class, value))
+
+
 _OPTIONAL = type(None)
 # Field -> what its value must be. All are there in what we write.
 FIELDS: Dict[str, Callable[[Any], bool]] = {
@@ -85,6 +102,8 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
 MORE: Dict[str, Callable[[Any], bool]] = {
     # dataset -> linear_probe and zero_shot (or null) in percent, strength, classes and images
     "probes": _are_probes,
+    # of each class its name, images, accuracy in percent, and taken_for: images by wrong class
+    "per_class": _are_classes,
     "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
 }
 
@@ -114,11 +133,13 @@ def check(content: Any) -> None:
 
 
 def _unfit(field: str, value: Any) -> str:
-    """What of a field does not fit: of several probes the first one."""
+    """What of a field does not fit: of several probes or classes the first one."""
     if field == "probes" and isinstance(value, dict):
         for dataset, found in value.items():
             if not _is_probe(found):
                 return f"the probe {found} of {dataset}"
+    if field == "per_class" and isinstance(value, list):
+        return f"the class {next(found for found in value if not _is_class(found))} in {field}"
     return f"{field} {value}"
 
 

@@ -43,6 +43,7 @@ from proxyfda.results.drawing import (
 from proxyfda.results.probe_figures import probe_figures
 from proxyfda.results.probes import read_runs
 from proxyfda.results.summary import AVERAGE, summarise, summarise_accuracy
+from proxyfda.results.targets import check_folder, writing
 from proxyfda.utils.errors import BadValue, show_user_errors
 
 _LONGEST_TITLE = 24
@@ -363,13 +364,16 @@ def save_figures(summary, folder, tables=None, curves=None, runs=(), split="test
         Paths of the files.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("the folder", str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
     saved = []
     for name, figure in figures(summary, tables, curves, runs, split):
         if isinstance(figure, str):
             print(f"Left out {name}: {figure}")
         else:
-            saved += save_figure(figure, folder / re.sub(r"[^\w.+-]+", "_", name))
+            stem = folder / re.sub(r"[^\w.+-]+", "_", name)
+            with writing("the figure", str(stem)):
+                saved += save_figure(figure, stem)
     return saved
 
 
@@ -458,6 +462,7 @@ def main(argv=None):
         "--curves", action="store_true", help="training curves too (reads all event files)"
     )
     args = parser.parse_args(argv)
+    check_folder("--out", args.out)
     records, runs = read_runs(args.outputs, args.split)
     curves = read_curves(records) if args.curves else None
     tables = summarise_accuracy(records)

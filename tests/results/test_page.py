@@ -65,7 +65,7 @@ class TestLatex:
 class _Reader(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.open, self.links, self.images, self.words = [], [], [], []
+        self.open, self.links, self.images, self.words, self.names = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -73,6 +73,7 @@ class _Reader(HTMLParser):
         if tag not in ("meta", "img"):
             self.open.append(tag)
         self.links += [attrs[name] for name in ("href", "src") if name in attrs]
+        self.names += [attrs["id"]] if "id" in attrs else []
         if tag == "img":
             self.images.append(attrs)
 
@@ -105,7 +106,11 @@ class TestPage:
     def test_it_is_whole_and_loads_nothing(self, page):
         reader = _Reader(page)
         assert reader.open == []
-        assert reader.links and all(link.startswith("data:image/") for link in reader.links)
+        inside = {f"#{name}" for name in reader.names}
+        assert len(inside) == len(reader.names) > 3
+        assert reader.images and all(
+            link.startswith("data:image/") or link in inside for link in reader.links
+        )
         assert not re.search(r"https?://|@import|url\(|<script", page)
         assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
