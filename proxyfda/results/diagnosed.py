@@ -44,9 +44,13 @@ _DPI = 160  # that figures are saved with; on the page an inch has 90 pixels
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One folder of the command: tables by file name, paths of figures, what cannot be read."""
+    """One folder of the command: tables by file name, paths of figures, what cannot be read.
+
+    ``title`` is its path from the output on, whose own name comes first.
+    """
 
     folder: str
+    title: str
     tables: dict[str, list[dict]]
     figures: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -54,10 +58,11 @@ class Diagnosis:
 
 def find(outputs: Iterable[str]) -> list[Diagnosis]:
     """Every diagnosis below some folders, in the order of their paths."""
-    folders = dict.fromkeys(
-        os.path.abspath(folder) for output in outputs for folder in _folders(str(output))
-    )
-    return [_read(folder) for folder in folders]
+    titles: dict[str, str] = {}
+    for output in map(os.path.abspath, outputs):
+        for folder in _folders(output):
+            titles.setdefault(folder, os.path.relpath(folder, os.path.dirname(output)))
+    return [_read(folder, title) for folder, title in titles.items()]
 
 
 def _folders(top: str) -> Iterator[str]:
@@ -72,8 +77,8 @@ def _folders(top: str) -> Iterator[str]:
             yield folder
 
 
-def _read(folder: str) -> Diagnosis:
-    found = Diagnosis(folder, {})
+def _read(folder: str, title: str) -> Diagnosis:
+    found = Diagnosis(folder, title, {})
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         try:
@@ -87,18 +92,18 @@ def _read(folder: str) -> Diagnosis:
                 found.figures.append(path)
         except (OSError, ValueError, csv.Error) as error:
             found.faults.append(f"{path} cannot be read: {error}.")
+    found.figures.sort(key=lambda path: [*_CAPTIONS, ""].index(_kind(path)))
     return found
 
 
 def section(diagnoses: Sequence[Diagnosis]) -> Section:
     """The diagnoses as a section of the page."""
-    titles = [os.path.relpath(found.folder) for found in diagnoses]
     parts = [markup.paragraph(_ABOUT)]
     parts += [
-        markup.titled(TITLE, title, "\n".join(filter(None, _parts(title, found))))
-        for title, found in zip(titles, diagnoses)
+        markup.titled(TITLE, found.title, "\n".join(filter(None, _parts(found.title, found))))
+        for found in diagnoses
     ]
-    return Section(TITLE, parts, titles if len(titles) > 1 else [])
+    return Section(TITLE, parts, [found.title for found in diagnoses])
 
 
 def _parts(title: str, found: Diagnosis) -> Iterator[str]:
@@ -164,13 +169,22 @@ def _kept(row: dict) -> float:
         return float("inf")
 
 
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _kind(path: str) -> str:
+    """What a figure is of, one of the captions; empty if it is not known."""
+    stem = _stem(path)
+    return next((kind for kind in _CAPTIONS if re.search(rf"(^|_){kind}\d*$", stem)), "")
+
+
 def _figure(path: str) -> str:
     with open(path, "rb") as file:
         data = file.read()
     if not data.startswith(_SIGNATURE) or len(data) < 24:
         raise ValueError("it is no PNG image")
     width, height = (round(90 / _DPI * side) for side in struct.unpack(">II", data[16:24]))
-    stem = os.path.splitext(os.path.basename(path))[0]
-    kind = next((kind for kind in _CAPTIONS if re.search(rf"(^|_){kind}\d*$", stem)), "")
+    kind, stem = _kind(path), _stem(path)
     caption = f"{stem}: {_CAPTIONS[kind]}" if kind else stem
     return markup.image(data, "png", (width, height), caption)

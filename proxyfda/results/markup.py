@@ -33,6 +33,7 @@ __all__ = [
     "words_table",
 ]
 
+_LONG = 40  # lines of a table
 _PIXELS_PER_INCH = 90  # that figures of ours are shown at
 
 # Contrast of text is at least 4.5 to 1 on the ground that it stands on (WCAG 2.1, level AA).
@@ -48,6 +49,7 @@ body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--back);
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { margin: 3rem 0 .5rem; padding-bottom: .2rem; font-size: 1.35rem;
   border-bottom: 1px solid var(--line); }
+section:first-child h2 { margin-top: 1rem; }
 h3 { margin: 1.6rem 0 .5rem; font-size: 1.05rem; }
 a { color: var(--link); }
 nav { font-size: .9rem; }
@@ -60,9 +62,10 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 thead th { border-bottom: 2px solid var(--line); }
 tr.first td { border-top: 1px solid var(--line); }
 tr.average { background: var(--soft); font-weight: 600; }
-table.words td { white-space: normal; text-align: left; vertical-align: top; min-width: 4rem;
+table.words td { white-space: pre-line; text-align: left; vertical-align: top; min-width: 4rem;
   max-width: 24rem; }
 table.words th { text-align: left; }
+table.words .number { text-align: right; white-space: nowrap; }
 figure { margin: 1.5rem 0; padding: .5rem; background: #fff; border: 1px solid var(--line);
   border-radius: 6px; overflow-x: auto; }
 figure img { display: block; margin: 0 auto; height: auto; }
@@ -148,28 +151,46 @@ def folded(title: str, html: str) -> str:
 
 
 def table(block: Block) -> str:
-    """A table of numbers with its caption and notes; lines of the average stand out."""
+    """A table of numbers with its caption and notes; the average stands first.
+
+    Of a long table the other lines are folded then.
+    """
     if not block.lines:
         return notes(block.notes)
-    rows, average = [], False
+    averages, others, rows = [], [], []
     for line in block.lines:
         if line[0]:
-            average = line[0].startswith(AVERAGE)
-        rows.append((" ".join(["first"] * bool(line[0]) + ["average"] * average), line))
-    body = _scrolling(block.title, block.heads, rows)
+            rows = averages if line[0].startswith(AVERAGE) else others
+        kinds = ["first"] * bool(line[0]) + ["average"] * (rows is averages)
+        rows.append((" ".join(kinds), line))
+    if averages and len(others) > _LONG:
+        count = sum("first" in kinds for kinds, _ in others)
+        body = _scrolling(block.title, block.heads, averages) + folded(
+            f"Each of the {count} {block.heads[0]}s",
+            _scrolling(f"{block.title}, each", block.heads, others),
+        )
+    else:
+        body = _scrolling(block.title, block.heads, [*averages, *others])
     return "\n".join(filter(None, [body, paragraph(block.caption), notes(block.notes)]))
 
 
-def words_table(name: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table of words; ``name`` is for those who do not see it."""
-    return _scrolling(name, heads, (("first", line) for line in lines), "words")
+def words_table(
+    name: str, heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[str] = ()
+) -> str:
+    """A table of words; ``name`` is for those who do not see it, ``numbers`` are heads of numbers."""
+    return _scrolling(name, heads, (("first", line) for line in lines), "words", numbers)
 
 
-def _scrolling(name, heads, rows, kind=""):
+def _scrolling(name, heads, rows, kind="", numbers=()):
     """A table that scrolls within itself, with the keyboard as well."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
+    of_column = [' class="number"' * (cell in numbers) for cell in heads]
+    head = "".join(
+        f'<th scope="col"{of}>{escape(cell)}</th>' for of, cell in zip(of_column, heads)
+    )
     body = "".join(
-        f'<tr class="{kinds}">{"".join(f"<td>{escape(str(cell))}</td>" for cell in line)}</tr>'
+        f'<tr class="{kinds}">'
+        + "".join(f"<td{of}>{escape(str(cell))}</td>" for of, cell in zip(of_column, line))
+        + "</tr>"
         for kinds, line in rows
     )
     return (

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 from proxyfda.names import REFERENCE
 from proxyfda.results import markup
-from proxyfda.results.names import PROTOCOL_TITLES
+from proxyfda.results.names import PROTOCOL_TITLES, trainer_order
 from proxyfda.results.runs import Record
 from proxyfda.results.summary import names_of
 
 __all__ = ["CAPTION", "ClassCounts", "counts_of", "parts"]
 
 CAPTION = (
-    "Of each row over all its seeds: the classes with the lowest and the highest accuracy, those "
-    "that lost most against zero-shot CLIP, and what is most often taken for what (in brackets the "
-    "share of the first one's images). result.json has all of them."
+    "Of each row over all its seeds: the classes with the lowest and the highest accuracy in %, "
+    "those that lost most against zero-shot CLIP, in points, and what is most often taken for "
+    "what, in % of the first one's images. The result.json of a run has all of them."
 )
-_HEADS = ("trainer", "lowest", "highest", "lost most, in points", "most often confused")
+_HEADS = ("trainer", "lowest", "highest", "lost most", "most often confused")
 _SHOWN = 3
 
 
@@ -48,7 +48,7 @@ class ClassCounts:
 def counts_of(records: Sequence[Record]) -> dict[tuple, dict[str, ClassCounts]]:
     """Counts by (protocol, dataset, title, part), and in these by the name of the row."""
     found: dict[tuple, dict[str, ClassCounts]] = {}
-    for name, r in names_of(records):
+    for name, r in sorted(names_of(records), key=lambda pair: trainer_order(pair[1].trainer)):
         classes = r.details.get("per_class")
         if classes:
             place = (r.protocol, r.dataset, r.title, r.part)
@@ -80,12 +80,12 @@ def _line(name, counts, zero):
     if zero is not None and zero is not counts:
         changes = {c: counts.accuracy(c) - zero.accuracy(c) for c in order if zero.images[c]}
         worst = sorted((change, c) for c, change in changes.items() if change < 0)[:count]
-        lost = [f"{c} \N{MINUS SIGN}{-change:.1f}" for change, c in worst]
+        lost = [f"{c}: \N{MINUS SIGN}{-change:.1f}" for change, c in worst]
     pairs = sorted(counts.mistakes.items(), key=lambda item: (-item[1], item[0]))[:count]
     return (
         name,
-        ", ".join(f"{c} {counts.accuracy(c):.1f}" for c in order[:count]),
-        ", ".join(f"{c} {counts.accuracy(c):.1f}" for c in order[: -count - 1 : -1]),
-        ", ".join(lost),
-        ", ".join(f"{a} → {b} ({100 * n / counts.images[a]:.0f} %)" for (a, b), n in pairs),
+        "\n".join(f"{c}: {counts.accuracy(c):.1f}" for c in order[:count]),
+        "\n".join(f"{c}: {counts.accuracy(c):.1f}" for c in order[: -count - 1 : -1]),
+        "\n".join(lost),
+        "\n".join(f"{a} → {b}: {100 * n / counts.images[a]:.1f}" for (a, b), n in pairs),
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from proxyfda.names import PRETRAINED
 from proxyfda.results import markup
-from proxyfda.results.names import PROTOCOL_TITLES
+from proxyfda.results.names import PROTOCOL_TITLES, trainer_order
 from proxyfda.results.probes import ProbedRun
 from proxyfda.results.runs import Record
 from proxyfda.results.summary import names_of
@@ -16,9 +16,9 @@ from proxyfda.results.summary import names_of
 __all__ = ["begun", "counted", "incomplete", "settings"]
 
 _HEADS = (
-    "protocol", "trainer", "regulariser", "config", "shots", "seeds", "backbone", "versions",
-    "runs", "seconds",
+    "protocol", "trainer", "regulariser", "config", "shots", "seeds", "backbone", "runs", "seconds",
 )  # fmt: skip
+_VERSIONS = "versions"
 _CAPTION = (
     "Seconds are the sum over runs of training and evaluation, without loading; logs of other "
     "codebases have none."
@@ -46,23 +46,37 @@ def counted(records: Sequence[Record]) -> str:
 def settings(records: Sequence[Record]) -> str:
     """What each row was made with, and how long it took, in HTML."""
     rows: dict[tuple, list[Record]] = {}
-    for name, r in names_of(records):
+    for name, r in sorted(names_of(records), key=lambda pair: _place(pair[1])):
         if r.accuracy is not None:
             rows.setdefault((r.protocol, name), []).append(r)
     lines = [_line(protocol, name, runs) for (protocol, name), runs in rows.items()]
-    return markup.words_table("What was run", _HEADS, lines) + markup.paragraph(_CAPTION)
+    versions = [_several(map(_versions, runs)) for runs in rows.values()]
+    heads, caption = _HEADS, _CAPTION
+    if len(set(versions)) > 1:
+        heads = (*heads, _VERSIONS)
+        lines = [(*line, found) for line, found in zip(lines, versions)]
+    elif versions and versions[0]:
+        caption += f" All with {versions[0]}."
+    table = markup.words_table("What was run", heads, lines, ("runs", "seconds"))
+    return table + markup.paragraph(caption)
+
+
+def _place(record):
+    known = [*PROTOCOL_TITLES]
+    where = known.index(record.protocol) if record.protocol in known else len(known)
+    return where, record.protocol, trainer_order(record.trainer)
+
+
+def _versions(record):
+    found = {**(record.details.get("versions") or {})}
+    if "engine" in record.details:
+        found["engine"] = record.details["engine"]
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _line(protocol, name, runs):
     seconds = [(r.details.get("time") or {}).get("run") for r in runs]
     known = [value for value in seconds if type(value) in (int, float)]
-    versions = [
-        {
-            **({"engine": r.details["engine"]} if "engine" in r.details else {}),
-            **(r.details.get("versions") or {}),
-        }
-        for r in runs
-    ]
     return (
         PROTOCOL_TITLES.get(protocol, protocol),
         name,
@@ -71,7 +85,6 @@ def _line(protocol, name, runs):
         _several(r.shots for r in runs if r.shots > 0),
         _several(r.seed for r in runs if r.seed is not None and r.trainer != PRETRAINED),
         _several((r.details.get("backbone") or ("",))[0] for r in runs),
-        _several(" ".join(f"{key} {value}" for key, value in v.items()) for v in versions),
         f"{len(runs):,}",
         f"{sum(known):,.0f}" if known else "",
     )
