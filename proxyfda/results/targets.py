@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from proxyfda.utils.errors import BadValue, NotFound, Unusable
+from proxyfda.utils.errors import BadValue, NotFound, Unusable, UserError
 from proxyfda.utils.files import write_text
 
 __all__ = ["check_file", "check_folder", "write", "writing"]
@@ -65,6 +65,8 @@ def writing(flag: str, path: str) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise  # it is a sentence already
     except OSError as error:
         raise Unusable(
             f"{flag}: {path} cannot be written ({error.strerror or error}); nothing is left of it"
