@@ -45,10 +45,12 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def draw_pool(size: int, seed: int, style=renderer.PRETRAIN, chunk: int = 1000):
-    """``size`` scene rows and their pictures: (list of rows, uint8 tensor [size, 3, 32, 32])."""
+def draw_pool(
+    size: int, seed: int, style=renderer.PRETRAIN, chunk: int = 1000, scene=random_scene
+):
+    """``size`` rows that ``scene`` draws, and their pictures as uint8 [size, 3, 32, 32]."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    rows = [random_scene(rng) for _ in range(size)]
+    rows = [scene(rng) for _ in range(size)]
     images = torch.empty(size, 3, renderer.SIZE, renderer.SIZE, dtype=torch.uint8)
     for i in tqdm(range(0, size, chunk), desc="drawing", unit="k"):
         batch = renderer.render(torch.tensor(rows[i : i + chunk]), style, generator)

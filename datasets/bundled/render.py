@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .world import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from .world import BACKGROUNDS, COLOURS, FIELDS, SHAPES, TEXTURES
 
 SIZE = 32
 """Side of a picture in pixels."""
@@ -156,6 +156,18 @@ def _texture(name: str, u: torch.Tensor, v: torch.Tensor, chance: torch.Tensor) 
     return torch.zeros_like(u)
 
 
+STRIPED_HALF_HEIGHTS = {"circle": 0.9, "square": 0.78, "hexagon": 0.8, "cross": 0.95}
+"""Outlines that can be given a number of stripes -> how far they reach up and down."""
+
+
+def _counted_stripes(name: str, v: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Share of colour 2 where ``count`` [N] stripes of it lie over an outline, as high as the gaps
+    above, between and below them."""
+    half = STRIPED_HALF_HEIGHTS[name]
+    bands = 2 * count[:, None, None] + 1
+    return torch.sigmoid(-8 * (math.pi * bands * (v + half) / (2 * half)).sin())
+
+
 _GROUND = {
     "sand": ((0.88, 0.77, 0.52), (0.78, 0.66, 0.42), "speckled"),
     "sea": ((0.10, 0.38, 0.58), (0.20, 0.52, 0.70), "wavy"),
@@ -194,7 +206,9 @@ def render(rows: torch.Tensor, style: Style, generator: torch.Generator) -> torc
     """Draw scene rows.
 
     Args:
-        rows: integer tensor [N, 6], columns as in ``world.FIELDS``.
+        rows: integer tensor [N, 6], columns as in ``world.FIELDS``, or [N, 7] with the number of
+            stripes of colour 2 behind them: 0 for as many as the texture has, more for an outline
+            of :data:`STRIPED_HALF_HEIGHTS`.
         style: variation and wear.
         generator: the only source of chance; the same state gives the same pictures.
 
@@ -250,6 +264,10 @@ def render(rows: torch.Tensor, style: Style, generator: torch.Generator) -> torc
     alpha = (0.5 - distance * s * SIZE / 2).clamp(0, 1)[:, None]
     chance = torch.rand(n, SIZE, SIZE, generator=g)
     share = _by_group(texture, TEXTURES, _texture, u, v, chance)
+    if rows.shape[1] > len(FIELDS):
+        counted = (rows[:, len(FIELDS)] > 0).nonzero().squeeze(1)
+        some = [f[counted] for f in (shape, v, rows[:, len(FIELDS)])]
+        share[counted] = _by_group(some[0], SHAPES, _counted_stripes, *some[1:])
     rgb = torch.tensor(list(COLOURS.values()))
     first = rgb[colour] + torch.randn(n, 3, generator=g) * style.colour
     second = rgb[colour2] + torch.randn(n, 3, generator=g) * style.colour

@@ -66,16 +66,28 @@ class Rendered:
         ``count`` pictures per class (default: :attr:`counts`); ``split`` may be any word then. Each
         class has a seed of its own, so the same call gives the same pictures in any process.
         """
-        images, labels = [], []
+        images, labels, _ = self.draw_scenes(split, count)
+        return images, labels
+
+    def draw_scenes(
+        self, split: str, count: int | None = None
+    ) -> tuple[torch.Tensor, list[int], list[list[int]]]:
+        """The same with the rows (see ``world.FIELDS``) of which they are pictures."""
+        images, labels, scenes = [], [], []
         for label, (classname, words) in enumerate(self.classes):
             seed = zlib.crc32(f"{self.name}/{split}/{classname}".encode())
             rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
             n = self.counts[split] if count is None else count
-            rows = torch.tensor([scene_for(words, rng) for _ in range(n)])
-            pixels = render(rows, self.style(label), generator)
+            rows = [self.scene(words, rng) for _ in range(n)]
+            pixels = render(torch.tensor(rows), self.style(label), generator)
             images.append((pixels * 255).round().to(torch.uint8))
             labels += [label] * n
-        return torch.cat(images), labels
+            scenes += rows
+        return torch.cat(images), labels, scenes
+
+    def scene(self, words: str, rng: random.Random) -> list[int]:
+        """A row for a class whose words these are."""
+        return scene_for(words, rng)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ through this module. ``<name>`` is the run's name (see :mod:`proxyfda.names`), a
   tested on one dataset at a time, in
   ``continual/test/<row>/task<I>/<name>/<config>_<K>shots/<dataset>/seed<S>``
 * what was chosen for a tuning end to end: ``finetune/choice/<dataset>/<name>/<config>``
+* models that caption images or answer questions, tuned on a family of them and asked about all:
+  ``{captioning,vqa}/<family>/<name>/<config>/seed<S>``; as they were pre-trained they have
+  ``pretrained`` for a family, and ``Pretrained`` for a name
 """
 
 from __future__ import annotations
@@ -39,7 +42,11 @@ LOG = "log.txt"
 ERROR = "error.txt"
 TENSORBOARD = "tensorboard"
 
-PROTOCOLS = ("base2new", "select", "fewshot", "transfer", "zeroshot", "finetune", "continual")
+IMAGE_TO_TEXT = ("captioning", "vqa")
+PROTOCOLS = (
+    "base2new", "select", "fewshot", "transfer", "zeroshot", "finetune", "continual",
+    *IMAGE_TO_TEXT,
+)  # fmt: skip
 """What a run is part of; the training of a transfer is a few-shot run."""
 
 TRAIN, TRAIN_BASE, TEST_BASE, TEST_NEW = "train", "train_base", "test_base", "test_new"
@@ -122,6 +129,13 @@ def finetune_choice(dataset: str, name: str, config: str) -> str:
     return os.path.join("finetune", "choice", dataset, name, config)
 
 
+def image_to_text(protocol: str, family: str, name: str, config: str, seed: int) -> str:
+    """Folder of a model that speaks, tuned on a family (empty: as it was pre-trained); ``protocol``
+    is one of :data:`IMAGE_TO_TEXT`."""
+    family = re.sub(r"[^\w-]+", "_", family) or "pretrained"
+    return os.path.join(protocol, family, name, config, f"seed{seed}")
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 _SHOTS = r"(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/(?P<variant>[^/]+))?"
@@ -135,6 +149,11 @@ _PATTERNS = {
     r"/seed(?P<seed>-?\d+)",
     "continual": rf"continual/(?:{_PROBED}|(?P<tested>{TEST}))/(?P<dataset>[^/]+)/task(?P<task>\d+)"
     r"/(?P<name>[^/]+)/(?P<config>[^/]+)(?(tested)/(?P<target>[^/]+))/seed(?P<seed>-?\d+)",
+    **{
+        protocol: rf"{protocol}/(?P<dataset>[^/]+)/(?P<name>[^/]+)/(?P<config>[^/]+)"
+        r"/seed(?P<seed>-?\d+)"
+        for protocol in IMAGE_TO_TEXT
+    },
     "transfer": rf"evaluation/(?P<name>[^/]+)/{_SHOTS}/(?P<dataset>[^/]+)/seed(?P<seed>-?\d+)",
     "fewshot": rf"(?P<dataset>[^/]+)/(?P<name>[^/]+)/{_SHOTS}/seed(?P<seed>-?\d+)",
     "zeroshot": rf"(?P<name>{REFERENCE}\d*)/(?P<config>[^/]+)/(?P<dataset>[^/]+)"

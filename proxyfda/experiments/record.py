@@ -72,6 +72,22 @@ def _are_classes(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_class, value))
 
 
+def _is_score(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and type(found.get("score")) in (int, float)
+        and math.isfinite(found["score"])
+        and found["score"] >= 0
+        and _is_percent(found.get("exact"))
+        and _is_whole(found.get("examples"))
+        and found["examples"] > 0
+    )
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_score, value.values()))
+
+
 _OPTIONAL = type(None)
 # Field -> what its value must be. All are there in what we write.
 FIELDS: Dict[str, Callable[[Any], bool]] = {
@@ -104,6 +120,9 @@ MORE: Dict[str, Callable[[Any], bool]] = {
     "probes": _are_probes,
     # of each class its name, images, accuracy in percent, and taken_for: images by wrong class
     "per_class": _are_classes,
+    # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that are
+    # a reference word for word) and the number of examples
+    "scores": _are_scores,
     "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
 }
 

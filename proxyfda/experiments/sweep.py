@@ -132,6 +132,14 @@ def _mismatch(job: Job, strict: bool) -> str:
     from proxyfda.experiments.run import check_output
 
     args = job.parsed()
+    if hasattr(job.module(), "check_folder"):  # an entry module that has no config files
+        try:
+            job.module().check_folder(args)
+        except AlreadyExists as error:
+            if strict:
+                raise
+            return sentence(error)
+        return ""
     cfg = load_config(args)  # a wrong option is every job's: it ends the sweep before it begins
     if args.probe and (
         not layout.has_any(job.folder, (layout.CONFIG,)) or _is_gone(args.model_dir)

@@ -7,26 +7,31 @@ import os
 import sys
 
 from proxyfda.experiments import layout
+from proxyfda.experiments.layout import IMAGE_TO_TEXT
 from proxyfda.results.continual import summarise_continual
 from proxyfda.results.forgetting import summarise_forgetting
+from proxyfda.results.image_to_text import read_image_to_text, summarise_image_to_text
 from proxyfda.results.matrix import summarise_matrix
 from proxyfda.results.probes import read_runs
 from proxyfda.results.published import compare
+from proxyfda.results.runs import labelled_folders
 from proxyfda.results.summary import TABLES as TABLES_OF_TESTS
 from proxyfda.results.summary import Summary, summarise, summarise_accuracy
-from proxyfda.results.runs import labelled_folders
 from proxyfda.results.tables import FORMS, table
 from proxyfda.results.targets import check_file, write
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.suggest import did_you_mean
 
-TABLES = (*TABLES_OF_TESTS, "finetune", "finetune_matrix", "continual", "continual_matrix")
-"""The tables that there are; the last four are of probes."""
+TABLES = (
+    *TABLES_OF_TESTS, "finetune", "finetune_matrix", "continual", "continual_matrix",
+    *IMAGE_TO_TEXT,
+)  # fmt: skip
+"""The tables that there are; the four before those of captions and answers are of probes."""
 _ON_REQUEST = ("finetune_matrix",)  # as large as the number of datasets squared
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
 
 
-def sections(records, only=None, runs=(), split="test"):
+def sections(records, only=None, runs=(), split="test", spoken=()):
     """The tables of some runs.
 
     Args:
@@ -35,6 +40,7 @@ def sections(records, only=None, runs=(), split="test"):
             then have a table of their own where no other one shows them.
         runs: what :func:`~proxyfda.results.probes.read_probes` returns.
         split: of the probes.
+        spoken: what :func:`~proxyfda.results.image_to_text.read_image_to_text` returns.
 
     Returns:
         Dict of :class:`~proxyfda.results.Summary` by protocol; with ``continual`` there is its
@@ -52,6 +58,7 @@ def sections(records, only=None, runs=(), split="test"):
         "finetune_matrix": summarise_matrix(runs, "finetune", split),
         "continual": summarise_continual(runs, split),
         "continual_matrix": summarise_matrix(runs, "continual", split),
+        **{name: summarise_image_to_text(spoken, name) for name in IMAGE_TO_TEXT},
     }
     tables.update((name, summary) for name, summary in probed.items() if summary.rows)
     if only:
@@ -88,9 +95,10 @@ def main(argv=None):
     """
     args = _parser().parse_args(argv)
     form = _form(args)
-    diagnoses = _diagnoses(args)
-    records, runs = ([], []) if _only_diagnoses(diagnoses, args) else read_runs(args.outputs, args.split)
-    tables = sections(records, args.protocol, runs, args.split)
+    diagnoses, spoken = _diagnoses(args), read_image_to_text(*args.outputs)
+    required = not spoken and not _only_diagnoses(diagnoses, args)
+    records, runs = read_runs(args.outputs, args.split, required)
+    tables = sections(records, args.protocol, runs, args.split, spoken)
     if form == "csv" and args.protocol:
         tables = {args.protocol: tables[args.protocol]}
     if form == "csv" and len(tables) > 1:
@@ -121,7 +129,15 @@ def main(argv=None):
         from proxyfda.results.page import page
 
         html = page(
-            records, tables, comparisons, args.outputs, args.curves, runs, args.split, diagnoses
+            records,
+            tables,
+            comparisons,
+            args.outputs,
+            args.curves,
+            runs,
+            args.split,
+            diagnoses,
+            spoken,
         )
         write("--html", args.html, html)
         print(f"Wrote {args.html}", file=sys.stderr)

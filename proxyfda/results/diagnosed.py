@@ -84,7 +84,9 @@ def _read(folder: str, title: str) -> Diagnosis:
         try:
             if name in (*_KNOWN_BY, _CLASSES, _RUNS):
                 with open(path, encoding="utf-8", newline="") as file:
-                    rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+                    rows = [
+                        {k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)
+                    ]
                 if not rows:
                     raise ValueError("it has no rows")
                 found.tables[name] = rows

@@ -184,9 +184,7 @@ def words_table(
 def _scrolling(name, heads, rows, kind="", numbers=()):
     """A table that scrolls within itself, with the keyboard as well."""
     of_column = [' class="number"' * (cell in numbers) for cell in heads]
-    head = "".join(
-        f'<th scope="col"{of}>{escape(cell)}</th>' for of, cell in zip(of_column, heads)
-    )
+    head = "".join(f'<th scope="col"{of}>{escape(cell)}</th>' for of, cell in zip(of_column, heads))
     body = "".join(
         f'<tr class="{kinds}">'
         + "".join(f"<td{of}>{escape(str(cell))}</td>" for of, cell in zip(of_column, line))

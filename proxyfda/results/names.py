@@ -20,6 +20,8 @@ PROTOCOL_TITLES = {
     "zeroshot": "zero-shot",
     "finetune": "end to end",
     "continual": "tasks in a row",
+    "captioning": "captioning",
+    "vqa": "question answering",
 }
 """What a page calls the protocols of :mod:`proxyfda.experiments.layout`."""
 

@@ -68,13 +68,29 @@ _FIGURES = {
         "Accuracy and forgetting over α, from the pre-trained weights to the tuned ones.",
     ),
     "continual": ("continual", "Accuracy after each task of a row."),
+    "captioning": (
+        "captioning",
+        "CIDEr on the tuned family against its change on the others; above and right is better.",
+    ),
+    "vqa": (
+        "vqa",
+        "Accuracy on the tuned family against its change on the others; above and right is better.",
+    ),
     "training": ("training", "Training: means over seeds, their range as a band."),
 }
 """Beginning of a figure's name -> its place and its caption."""
 
 
 def page(
-    records, tables, comparisons=None, outputs=(), curves=True, runs=(), split="test", diagnoses=()
+    records,
+    tables,
+    comparisons=None,
+    outputs=(),
+    curves=True,
+    runs=(),
+    split="test",
+    diagnoses=(),
+    spoken=(),
 ):
     """The page as a string.
 
@@ -87,8 +103,9 @@ def page(
         runs: what :func:`~proxyfda.results.probes.read_probes` returns.
         split: of their probes.
         diagnoses: what :func:`~proxyfda.results.diagnosed.find` returns.
+        spoken: what :func:`~proxyfda.results.image_to_text.read_image_to_text` returns.
     """
-    begun = run_list.begun(records, runs, split)
+    begun = run_list.begun(records, runs, split, spoken)
     drawn = _figures(tables, records if curves else None, runs, split)
     sections = [_section(name, tables, comparisons, drawn) for name in _order(tables)]
     if diagnoses:
@@ -142,9 +159,7 @@ def _figures(tables, records, runs, split):
 
     curves = read_curves(records) if records is not None else None
     found = {}
-    for name, figure in figures(
-        tables.get("base2new", Summary([])), tables, curves, runs, split
-    ):
+    for name, figure in figures(tables.get("base2new", Summary([])), tables, curves, runs, split):
         kind = next(kind for kind in _FIGURES if name.startswith(kind))
         place, caption = _FIGURES[kind]
         if isinstance(figure, str):

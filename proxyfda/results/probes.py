@@ -236,8 +236,10 @@ def _setting(name, alpha, details):
         return "", None
 
 
-def read_runs(outputs, split="test"):
+def read_runs(outputs, split="test", required=True):
     """All runs of some outputs, each kind as far as there are any.
+
+    ``required``: whether there have to be some.
 
     Returns:
         What :func:`~proxyfda.results.collect` returns for the split, and what :func:`read_probes`
@@ -249,8 +251,9 @@ def read_runs(outputs, split="test"):
     runs = read_probes(*outputs)
     probed = [run for run in runs if run.record.accuracy is not None]
     here = [run for run in probed if run.split == split]
-    records = collect(*outputs, split=split, required=not runs and not _tuned(outputs))
-    if here or any(record.accuracy is not None for record in records):
+    some = required and not runs and not _tuned(outputs)
+    records = collect(*outputs, split=split, required=some)
+    if not required or here or any(record.accuracy is not None for record in records):
         return records, runs
     where = " and ".join(map(str, outputs))
     if probed:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from proxyfda.names import PRETRAINED
 from proxyfda.results import markup
+from proxyfda.results.image_to_text import SpokenRun
 from proxyfda.results.names import PROTOCOL_TITLES, trainer_order
 from proxyfda.results.probes import ProbedRun
 from proxyfda.results.runs import Record
@@ -26,9 +27,15 @@ _CAPTION = (
 _SHOWN = 20  # incomplete runs, before the rest is folded
 
 
-def begun(records: Sequence[Record], runs: Iterable[ProbedRun], split: str) -> list[Record]:
-    """All runs that were begun, probed ones among them as records."""
-    return [*records, *(_as_record(run) for run in runs if run.split == split)]
+def begun(
+    records: Sequence[Record],
+    runs: Iterable[ProbedRun],
+    split: str,
+    spoken: Iterable[SpokenRun] = (),
+) -> list[Record]:
+    """All runs that were begun as records, probed ones and those that speak among them."""
+    probed = [_as_record(run) for run in runs if run.split == split]
+    return [*records, *probed, *(run.record for run in spoken)]
 
 
 def _as_record(run):

@@ -205,8 +205,8 @@ def _runs(output, label, required):
                 unknown = Record("", folder, "", "", 0, None, folder=folder, protocol="")
                 yield replace(unknown, label=label), ""
             continue
-        if place.protocol in ("select", "finetune", "continual"):
-            continue  # these are read by selection and probes
+        if place.protocol in ("select", "finetune", "continual", *layout.IMAGE_TO_TEXT):
+            continue  # these are read by selection, probes and image_to_text
         if place.part == layout.TRAIN:
             continue  # training of a validation sweep, which is evaluated in a folder of its own
         known = True

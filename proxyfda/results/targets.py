@@ -27,9 +27,7 @@ def check_file(flag: str, path: str) -> None:
         raise BadValue(f"{flag}: {path} is a folder; give the name of a file")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.lexists(folder):
-        raise NotFound(
-            f"{flag}: the folder {os.path.dirname(path)} does not exist; make it first"
-        )
+        raise NotFound(f"{flag}: the folder {os.path.dirname(path)} does not exist; make it first")
     if not os.path.isdir(folder):
         raise Unusable(f"{flag}: {path} cannot be written, since {folder} is no folder")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -2,6 +2,7 @@
 
 import csv
 
+from proxyfda.experiments import layout
 from result_trees import probe_values, run_folder, write_plain, write_probes, write_run, write_runs
 
 DATASETS = ("dtd", "eurosat", "food101")
@@ -55,9 +56,28 @@ def write_full(output):
     for task in (1, 2):
         place = f"continual/probe_test/{row}/task{task}/FineTune/cfg/seed1"
         write_probes(output, place, probe_values(("row", task), DATASETS, -task))
+    for protocol in ("captioning", "vqa"):
+        write_spoken(output, protocol, "", "Pretrained", "git", 1, (50, 60, 70))
+        for method, config, lost in (("FineTune", "git", 9), ("FDAFineTune", "git-weight_3", 4)):
+            for seed in (1, 2):
+                scores = (90 + seed, 60 - lost, 70 - lost)
+                write_spoken(output, protocol, "sea", method, config, seed, scores)
     write_diagnosis(output / "before_after")
     write_correlation(output / "diagnose")
     return output
+
+
+def write_spoken(output, protocol, family, name, config, seed, scores):
+    """A run of a model that captions images or answers questions on three families."""
+    place = layout.image_to_text(protocol, family, name, config, seed)
+    scores = {
+        family: {"score": score, "exact": 10.0, "examples": 30}
+        for family, score in zip(("sea", "wood", "town"), scores)
+    }
+    write_plain(
+        output, place, 50.0, name=name, seed=seed, source=family, scores=scores, trainer=name,
+        regulariser={"name": "fda", "weight": 3.0} if "FDA" in name else None,
+    )  # fmt: skip
 
 
 def write_csv(path, rows):

@@ -63,7 +63,9 @@ def path(tmp_path_factory):
     return html
 
 
-@pytest.fixture(params=[(s, w) for s in SCHEMES for w in WIDTHS], ids=lambda way: f"{way[0]}-{way[1]}")
+@pytest.fixture(
+    params=[(s, w) for s in SCHEMES for w in WIDTHS], ids=lambda way: f"{way[0]}-{way[1]}"
+)
 def shown(request, browser, path):
     """The page in one of four ways, with all that is folded open; and what it asked for."""
     scheme, width = request.param

@@ -36,7 +36,9 @@ def test_tables_and_figures_are_there(output):
         assert text in html, text
     assert ">zero shot<" not in html, "a column without values"
     assert html.count("<img") == 5
-    order = [html.index(f'alt="dtd_{name}:') for name in ("layers", "pca", "classes", "neighbours2")]
+    order = [
+        html.index(f'alt="dtd_{name}:') for name in ("layers", "pca", "classes", "neighbours2")
+    ]
     assert order == sorted(order)
     assert 'width="450" height="270"' in html  # 5 by 3 inches
 
@@ -56,7 +58,9 @@ def test_links_that_go_round_end(output):
     assert len(diagnosed.find([output])) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00bad", b"a,b\n"], ids=["empty", "binary", "head"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00bad", b"a,b\n"], ids=["empty", "binary", "head"]
+)
 def test_a_damaged_table_is_named_and_the_rest_shown(output, content):
     (output / "diagnose" / "correlations.csv").write_bytes(content)
     html, _ = shown(output)

@@ -84,7 +84,9 @@ def test_a_full_disk_leaves_what_was_there(output, tmp_path, monkeypatch, flag):
 
     monkeypatch.setattr(files.os, "replace", full)
     if flag == "--out":
-        with pytest.raises(UserError, match="there.* cannot be written.*([Nn]o space|disk is full)"):
+        with pytest.raises(
+            UserError, match="there.* cannot be written.*([Nn]o space|disk is full)"
+        ):
             figures.main([str(output), flag, str(place)])
         assert not list(place.iterdir())
         return
@@ -97,7 +99,10 @@ def test_a_full_disk_leaves_what_was_there(output, tmp_path, monkeypatch, flag):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("t.mk", r"the ending of --output .*t.mk says no form .did you mean '.md'\?.; use .md, .csv"),
+        (
+            "t.mk",
+            r"the ending of --output .*t.mk says no form .did you mean '.md'\?.; use .md, .csv",
+        ),
         ("table", "the ending of --output .*table says no form; use .md, .csv, .tex, .txt, or"),
         ("t.html", "a page is written by --html"),
         ("t.xlsx", "or say the form by --text, --markdown, --csv, --latex"),

@@ -1,0 +1,203 @@
+"""One run: tune a model that captions images or answers questions on one family, and ask it about
+all families. What it knew before is a run of its own, of the method ``Pretrained``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import time
+
+import torch
+import yaml
+
+import proxyfda
+from proxyfda.dassl import set_random_seed, setup_logger
+from proxyfda.experiments import layout, record
+from proxyfda.experiments.lock import folder_lock
+from proxyfda.names import PRETRAINED, split_run_name
+from proxyfda.utils.errors import AlreadyExists, BadValue, NotInstalled
+from proxyfda.utils.files import write_text
+from trainers.image_to_text.data import BUNDLED, CAPTIONING, VQA, source_of
+
+__all__ = ["check_folder", "main", "parser"]
+
+_FREE = ("output_dir", "data", "device")
+"""What may differ between two calls for one run."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="trainers.image_to_text", description=__doc__, exit_on_error=False
+    )
+    add = parser.add_argument
+    add("--output-dir", required=True, help="where the run is written")
+    add("--protocol", required=True, choices=(CAPTIONING, VQA))
+    add("--method", required=True, metavar="RUN", help="such as FineTune, FDAFineTune, Pretrained")
+    add("--model", default=BUNDLED, help="bundled, or a folder of transformers or hub name")
+    add("--data", default=BUNDLED, help="bundled, or a folder in the layout of COCO or VQAv2")
+    add("--tune-on", default="", help="family")
+    add("--evaluate-on", required=True, help="families joined by commas, the tuned one among them")
+    add("--weight", type=float, default=0.0, help="λ of the method's regulariser")
+    add("--seed", type=int, default=1)
+    add("--epochs", type=int, default=4)
+    add("--batch-size", type=int, default=64)
+    add("--accumulate", type=int, default=1, help="batches of one step")
+    add("--lr", type=float, default=5e-4)
+    add("--precision", default="fp32", choices=("fp32", "bf16"))
+    add("--device", default="auto", choices=("auto", "cpu"))
+    add("--train-split", default="", help="of files: train2017, train2014, karpathy_train, ...")
+    add("--test-split", default="", help="of files: val2017, val2014, karpathy_test, ...")
+    add("--kinds", default="", help="of VQAv2's files: answer_type or question_type, as families")
+    add("--limit", type=int, help="examples of a family (bundled: pictures of a class) at most")
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Run it.
+
+    Args:
+        args: what :func:`parser` makes of a command line.
+
+    Returns:
+        The content of its ``result.json``.
+
+    Raises:
+        UserError: a wrong option, folder or file.
+        Busy: another process works in the output folder.
+    """
+    check_folder(args)
+    source = source_of(args)
+    asked = [family for family in args.evaluate_on.split(",") if family]
+    with folder_lock(args.output_dir):
+        started = time.perf_counter()
+        path = os.path.join(args.output_dir, layout.CONFIG)
+        if not os.path.exists(path):
+            write_text(path, yaml.safe_dump(_identity(args), sort_keys=False))
+        set_random_seed(args.seed)
+        setup_logger(args.output_dir)
+        print(shlex.join(f"{key}={value}" for key, value in sorted(vars(args).items())))
+        model = load_model(args, tuned=False)
+        if args.method != PRETRAINED:
+            _tuned(args, model, source)
+            model = load_model(args, tuned=True)
+        tuned = time.perf_counter()
+        return record.write(args.output_dir, {**_asked(args, model, source, asked), "time": {
+            "run": round(tuned - started, 3), "evaluate": round(time.perf_counter() - tuned, 3),
+        }})  # fmt: skip
+
+
+def load_model(args, tuned: bool):
+    """The model before, or as the run left it, on its device."""
+    try:
+        from trainers.image_to_text import tuning
+        from trainers.image_to_text.models import ImageToText
+    except ImportError as error:
+        raise NotInstalled(
+            f"transformers cannot be imported ({error}); pip install 'proxyfda[transformers]'"
+        ) from error
+    place = args.model
+    if tuned:
+        place = os.path.join(args.output_dir, tuning.MODEL)
+    elif place == BUNDLED:
+        from datasets.bundled.git_model import FOLDER
+
+        place = FOLDER
+    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
+    return ImageToText.load(place, device)
+
+
+def _tuned(args, model, source) -> None:
+    """Tune, unless that is done."""
+    from trainers.image_to_text.tuning import MODEL, tune
+
+    if os.path.isdir(os.path.join(args.output_dir, MODEL)):
+        print(f"{MODEL} is complete")
+        return
+    tune(
+        model,
+        source.part(args.tune_on, "train"),
+        args.output_dir,
+        regulariser=split_run_name(args.method)[1],
+        weight=args.weight,
+        **{key: getattr(args, key) for key in
+           ("epochs", "batch_size", "lr", "seed", "accumulate", "precision", "device")},
+    )  # fmt: skip
+
+
+def _asked(args, model, source, families) -> dict:
+    """The result but for the time."""
+    from trainers.image_to_text.evaluation import probe, score
+
+    scores, probes = {}, {}
+    for family in families:
+        scores[family] = score(model, source.part(family, "test"), args.protocol, batch_size=256)
+        train = source.labelled(family, "train")
+        if train is not None:
+            probes[family] = probe(model, train, source.labelled(family, "test"))
+        probed = f", linear probe {probes[family]['linear_probe']:.2f} %" if probes else ""
+        print(f"{family}: {scores[family]['score']:.2f}{probed}", flush=True)
+    return {**_described(args), "scores": scores, **({"probes": probes} if probes else {}),
+            "accuracy": scores[args.tune_on or families[0]]["exact"]}  # fmt: skip
+
+
+def _described(args) -> dict:
+    import transformers
+
+    regulariser = split_run_name(args.method)[1]
+    return {
+        "split": "test",
+        "protocol": args.protocol,
+        "dataset": args.tune_on or "pretrained",
+        "source": args.tune_on or None,
+        "target": args.tune_on or "pretrained",
+        "name": args.method,
+        "trainer": split_run_name(args.method)[0],
+        "regulariser": {"name": regulariser, "weight": args.weight} if regulariser else None,
+        "backbone": {"name": os.path.basename(os.path.normpath(args.model)), "weights": args.model},
+        "config": os.path.basename(os.path.dirname(os.path.abspath(args.output_dir))),
+        "shots": -1,
+        "seed": args.seed,
+        "subsample": "all",
+        "epoch": args.epochs if regulariser or args.tune_on else None,
+        "engine": "transformers",
+        "versions": {
+            "proxyfda": proxyfda.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "cfg": _identity(args),
+    }
+
+
+def _identity(args) -> dict:
+    return {key: value for key, value in vars(args).items() if key not in _FREE}
+
+
+def check_folder(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be, and an output folder that holds a run with others.
+
+    Raises:
+        BadValue: naming the option.
+        AlreadyExists: naming the first option that differs; nothing is touched.
+    """
+    for name in ("epochs", "batch_size", "accumulate"):
+        if getattr(args, name) < 1:
+            raise BadValue(f"--{name.replace('_', '-')} is {getattr(args, name)}; use at least 1")
+    if not args.lr > 0:
+        raise BadValue(f"--lr is {args.lr:g}; use more than 0")
+    path = os.path.join(args.output_dir, layout.CONFIG)
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        theirs = yaml.safe_load(file) or {}
+    ours = _identity(args)
+    for key in sorted({*ours, *theirs}):
+        if ours.get(key) != theirs.get(key):
+            raise AlreadyExists(
+                f"{args.output_dir} holds a run with another {key} ({theirs.get(key)!r} there, "
+                f"{ours.get(key)!r} here); choose another output folder or remove that one"
+            )
