@@ -83,19 +83,22 @@ def _read(folder: str, title: str) -> Diagnosis:
         path = os.path.join(folder, name)
         try:
             if name in (*_KNOWN_BY, _CLASSES, _RUNS):
-                with open(path, encoding="utf-8", newline="") as file:
-                    rows = [
-                        {k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)
-                    ]
-                if not rows:
-                    raise ValueError("it has no rows")
-                found.tables[name] = rows
+                found.tables[name] = _read_csv(path)
             elif name.endswith(".png"):
                 found.figures.append(path)
         except (OSError, ValueError, csv.Error) as error:
             found.faults.append(f"{path} cannot be read: {error}.")
     found.figures.sort(key=lambda path: [*_CAPTIONS, ""].index(_kind(path)))
     return found
+
+
+def _read_csv(path: str) -> list[dict]:
+    with open(path, encoding="utf-8", newline="") as file:
+        # A row that is too long has the rest under None, one that is too short has None for it.
+        rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+    if not rows:
+        raise ValueError("it has no rows")
+    return rows
 
 
 def section(diagnoses: Sequence[Diagnosis]) -> Section:

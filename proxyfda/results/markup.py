@@ -177,7 +177,12 @@ def table(block: Block) -> str:
 def words_table(
     name: str, heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[str] = ()
 ) -> str:
-    """A table of words; ``name`` is for those who do not see it, ``numbers`` are heads of numbers."""
+    """A table of words.
+
+    Args:
+        name: for those who do not see it.
+        numbers: heads of columns of numbers.
+    """
     return _scrolling(name, heads, (("first", line) for line in lines), "words", numbers)
 
 

@@ -59,11 +59,12 @@ def settings(records: Sequence[Record]) -> str:
     lines = [_line(protocol, name, runs) for (protocol, name), runs in rows.items()]
     versions = [_several(map(_versions, runs)) for runs in rows.values()]
     heads, caption = _HEADS, _CAPTION
-    if len(set(versions)) > 1:
+    different = set(versions) - {""}
+    if len(different) == 1:
+        caption += f" Run with {different.pop()}."
+    elif different:
         heads = (*heads, _VERSIONS)
         lines = [(*line, found) for line, found in zip(lines, versions)]
-    elif versions and versions[0]:
-        caption += f" All with {versions[0]}."
     table = markup.words_table("What was run", heads, lines, ("runs", "seconds"))
     return table + markup.paragraph(caption)
 
@@ -93,7 +94,7 @@ def _line(protocol, name, runs):
         _several(r.seed for r in runs if r.seed is not None and r.trainer != PRETRAINED),
         _several((r.details.get("backbone") or ("",))[0] for r in runs),
         f"{len(runs):,}",
-        f"{sum(known):,.0f}" if known else "",
+        f"{sum(known):,.0f}" if sum(known) else "",
     )
 
 

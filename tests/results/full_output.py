@@ -2,8 +2,9 @@
 
 import csv
 
-from proxyfda.experiments import layout
 from result_trees import probe_values, run_folder, write_plain, write_probes, write_run, write_runs
+
+from proxyfda.experiments import layout
 
 DATASETS = ("dtd", "eurosat", "food101")
 CLASSES = [
