@@ -70,6 +70,7 @@ def write_full(output):
 
 def write_spoken(output, protocol, family, name, config, seed, scores):
     """A run of a model that captions images or answers questions on three families."""
+    _, _, weight = config.partition("-weight_")
     place = layout.image_to_text(protocol, family, name, config, seed)
     scores = {
         family: {"score": score, "exact": 10.0, "examples": 30}
@@ -77,7 +78,7 @@ def write_spoken(output, protocol, family, name, config, seed, scores):
     }
     write_plain(
         output, place, 50.0, name=name, seed=seed, source=family, scores=scores, trainer=name,
-        regulariser={"name": "fda", "weight": 3.0} if "FDA" in name else None,
+        regulariser={"name": "fda", "weight": float(weight)} if weight else None,
     )  # fmt: skip
 
 
