@@ -7,6 +7,19 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="every fault, as scripts/faults.sh does")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:  # thousands: left out, not listed as skipped
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(scope="session")
 def tiny_state():
     """State dict of a tiny random CLIP in OpenAI's layout; copy before changing."""

@@ -12,7 +12,7 @@ import re
 from torch import Tensor, nn
 
 from proxyfda.backbones.clip import mismatches
-from proxyfda.dassl import load_checkpoint
+from proxyfda.dassl import check_finite, load_checkpoint
 from proxyfda.utils.errors import BadValue
 
 # The embedded class names are among them: they belong to the classes of the training.
@@ -51,6 +51,7 @@ class LearnerState:
     Raises:
         FileNotFoundError: no such file.
         ValueError: it holds no state dict.
+        NotFinite: a weight in it is infinite or no number.
     """
 
     def __init__(self, path: str, learner: nn.Module):
@@ -58,6 +59,7 @@ class LearnerState:
         state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise BadValue(f"{path} is no checkpoint of a trainer (it has no state_dict).")
+        check_finite(state, path)
         self.path = path
         self.epoch = checkpoint.get("epoch", "unknown")
         self.wanted = learner.state_dict()

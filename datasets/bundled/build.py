@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from proxyfda.experiments.lock import folder_lock
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.suggest import did_you_mean
 
@@ -19,6 +21,7 @@ from .specs import ALL, Rendered
 
 SPLIT_FILE = "split_bundled.json"
 ORIGIN_FILE = "origin.json"
+_one_thread = threading.Lock()  # the folder's lock is the process's
 
 
 def is_complete(spec: Rendered, root: Path) -> bool:
@@ -40,18 +43,30 @@ def render_dataset(spec: Rendered, root: Path, counts: dict[str, int] | None = N
 
     The work happens in a temporary folder beside the target, which takes its name only when all is
     written: an interrupted call leaves no half dataset, and of two calls at once one wins and the
-    other finds it complete. A folder that is incomplete or of another version is replaced.
+    other finds it complete. A folder that is incomplete or of another version is replaced, and what
+    a killed call has left is removed.
 
     Raises OSError where ``root`` cannot be written.
     """
     if is_complete(spec, root):
         return "complete"
+    with _one_thread, folder_lock(str(root), wait=True):
+        # Whoever holds the lock finds only what killed calls have left.
+        for left in root.glob(f".{spec.folder}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if is_complete(spec, root):
+            return "complete"
+        _render(spec, root, counts or {})
+    return "rendered"
+
+
+def _render(spec: Rendered, root: Path, counts: dict[str, int]) -> None:
     target = root / spec.folder
     work = root / f".{spec.folder}.{uuid.uuid4().hex[:8]}"
     split: dict[str, list] = {}
     try:
         for part, default in spec.counts.items():
-            images, labels = spec.draw(part, (counts or {}).get(part, default))
+            images, labels = spec.draw(part, counts.get(part, default))
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
             split[part] = []
             for i, label in enumerate(tqdm(labels, desc=f"{spec.folder} {part}", leave=False)):
@@ -66,7 +81,6 @@ def render_dataset(spec: Rendered, root: Path, counts: dict[str, int] | None = N
         _move_into_place(spec, work, target, root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return "rendered"
 
 
 def _move_into_place(spec: Rendered, work: Path, target: Path, root: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from proxyfda.utils.errors import BadValue
+from proxyfda.utils.errors import BadValue, NotFinite
 
 __all__ = [
     "ArchiveDict", "cached", "first_line", "mismatches", "random_weights",
@@ -41,6 +41,7 @@ def read_state_dict(path: Path, what: str = "CLIP checkpoint") -> dict[str, Tens
 
     Raises:
         BadValue: the file holds no weights or is damaged.
+        NotFinite: a weight is infinite or no number.
     """
     try:
         if path.suffix == ".safetensors":
@@ -69,6 +70,12 @@ def read_state_dict(path: Path, what: str = "CLIP checkpoint") -> dict[str, Tens
         )
     if all(key.startswith("module.") for key in state):
         state = type(state)((key[len("module.") :], value) for key, value in state.items())
+    for key, value in state.items():
+        if isinstance(value, Tensor) and not torch.isfinite(value).all():
+            raise NotFinite(
+                f"{path} has weights that are infinite or NaN ({key}); fetch it again or set "
+                "MODEL.BACKBONE.WEIGHTS to another file."
+            )
     return state
 
 

@@ -50,13 +50,14 @@ _NAMES = {
     ],
 }
 # ours in both cases; Dassl has nothing of the kind
-find_checkpoint = _embedded.find_checkpoint
+find_checkpoint, check_finite = _embedded.find_checkpoint, _embedded.check_finite
+weights_in = _embedded.weights_in
 ImageError = _embedded.ImageError
 Together, new_log = _embedded.Together, _embedded.new_log
 get_rng_state, set_rng_state = _embedded.get_rng_state, _embedded.set_rng_state
 
-__all__ = ["ENGINE", "ImageError", "Together", "announce_engine", "find_checkpoint"]
-__all__ += ["get_rng_state", "new_log", "set_rng_state"]
+__all__ = ["ENGINE", "ImageError", "Together", "announce_engine", "check_finite"]
+__all__ += ["find_checkpoint", "get_rng_state", "new_log", "set_rng_state", "weights_in"]
 __all__ += [name for names in _NAMES.values() for name in names]
 
 

@@ -42,6 +42,7 @@ _CHECKPOINT_METHODS = (
     "detect_anomaly",
     "extra_state",
     "load_extra_state",
+    "check_beside",
 )
 
 

@@ -7,11 +7,12 @@ Import through `proxyfda.dassl`, which prefers an installed Dassl.
 # ruff: noqa: F401
 
 from .checkpoint import (
+    check_finite,
     find_checkpoint,
     load_checkpoint,
     load_pretrained_weights,
-    resume_from_checkpoint,
     save_checkpoint,
+    weights_in,
 )
 from .config import get_cfg_default
 from .data import (
@@ -36,6 +37,7 @@ from .registry import (
     build_trainer,
     check_availability,
 )
+from .sound import resume_from_checkpoint
 from .together import Together
 from .trainer import SimpleTrainer, TrainerBase, TrainerX
 from .utils import (

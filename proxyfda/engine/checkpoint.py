@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import zipfile
 
 import torch
 
-from proxyfda.utils.errors import BadValue, NotFound, Unusable
-from proxyfda.utils.files import write_atomically, write_text
+from proxyfda.utils.errors import BadValue, NotFinite, NotFound, Unusable
+from proxyfda.utils.files import write_atomically, write_binary, write_text
 
 from .optim import fast_forward, steps_taken
 
@@ -65,16 +66,69 @@ def load_checkpoint(fpath):
     if not fpath or not os.path.isfile(fpath):
         raise NotFound(f'No checkpoint file at "{fpath}": check the folder and the epoch')
     try:
+        _refuse_compressed(fpath)
         try:
             return torch.load(fpath, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             return _load_with_inert_objects(fpath)
     except Exception as error:  # torch raises half a dozen kinds for truncated or foreign files
         reason = " ".join(str(error).split()).split(". ")[0]
+        if "weights_only" in reason.lower().replace(" ", "_"):  # torch advises to read it unsafely
+            reason = "it holds more than tensors, numbers and texts"
         raise BadValue(
             f'"{fpath}" cannot be read as a checkpoint ({type(error).__name__}: {reason[:150]}): '
             "delete it or restore it from a copy"
         ) from error
+
+
+def _refuse_compressed(fpath):
+    """What torch saves is not compressed; a small file may unpack to more than the memory holds."""
+    if zipfile.is_zipfile(fpath):
+        with zipfile.ZipFile(fpath) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise Unusable("it is a compressed archive, which torch does not write")
+
+
+def weights_in(checkpoint, path):
+    """The state dict of a checkpoint.
+
+    Raises:
+        BadValue: it has none.
+        NotFinite: a weight is infinite or no number.
+    """
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise BadValue(
+            f'"{path}" holds no weights of a trainer (no state_dict of tensors): delete it or '
+            "restore it from a copy"
+        )
+    check_finite(state, f'"{path}"')
+    return state
+
+
+def check_finite(weights, what, remedy="delete it or restore it from a copy"):
+    """Refuse weights that are infinite or no number.
+
+    Args:
+        weights: name -> tensor.
+        what: has them, for the error.
+        remedy: the end of its sentence.
+
+    Raises:
+        NotFinite: naming the first ones.
+    """
+    bad = [
+        name
+        for name, value in weights.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if bad:
+        more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
+        raise NotFinite(
+            f"{what} has weights that are infinite or NaN ({', '.join(bad[:2])}{more}): {remedy}"
+        )
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
@@ -82,6 +136,10 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
     The pointer file follows once the checkpoint is in place; an interruption at any moment leaves
     the previous one valid.
+
+    Raises:
+        NotFinite: a weight is infinite or no number; nothing is written.
+        CannotWrite: the disk is full, or the like; what was there stays.
     """
     if remove_module_from_keys:
         weights = {
@@ -89,10 +147,15 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
             for key, value in state["state_dict"].items()
         }
         state = {**state, "state_dict": weights}
+    check_finite(
+        state["state_dict"],
+        f"The model after epoch {state['epoch']}",
+        "it is not saved; lower OPTIM.LR or use precision fp32",
+    )
     model_name = model_name or f"model.pth.tar-{state['epoch']}"
     fpath = os.path.join(save_dir, model_name)
 
-    write_atomically(fpath, lambda path: torch.save(state, path))
+    write_binary(fpath, lambda file: torch.save(state, file))
     print(f"Checkpoint saved to {fpath}")
     write_text(os.path.join(save_dir, POINTER), f"{model_name}\n")
     if is_best:
@@ -104,7 +167,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 def last_saved(folder):
     """Name of the file saved last in a model's folder; None if there is none."""
     try:
-        with open(os.path.join(folder, POINTER), encoding="utf-8") as f:
+        with open(os.path.join(folder, POINTER), encoding="utf-8", errors="replace") as f:
             return f.readline().strip() or None
     except FileNotFoundError:
         return None
@@ -145,13 +208,10 @@ def load_weights(model, state_dict, origin, strict=True):
         ) from error
 
 
-def restore_from_folder(fdir, model, optimizer=None, scheduler=None):
-    """Load the checkpoint saved last in `fdir` into model, optimiser and schedule."""
-    fpath = os.path.join(fdir, last_saved(fdir) or POINTER)
-    print(f'Loading checkpoint from "{fpath}"')
-    checkpoint = load_checkpoint(fpath)
-    load_weights(model, checkpoint["state_dict"], fpath)
-    print("Loaded model weights")
+def restore(checkpoint, path, model, optimizer=None, scheduler=None):
+    """Put a checkpoint, the content of the file `path`, into model, optimiser and schedule."""
+    load_weights(model, weights_in(checkpoint, path), path)
+    print(f'Loaded model weights from "{path}"')
     rates = []
     if scheduler is not None and checkpoint.get("scheduler"):
         fast_forward(scheduler, steps_taken(checkpoint["scheduler"]))
@@ -163,20 +223,16 @@ def restore_from_folder(fdir, model, optimizer=None, scheduler=None):
             group["lr"] = lr
         print("Loaded optimizer")
     print(f"Previous epoch: {checkpoint['epoch']}")
-    return checkpoint
-
-
-def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
-    """Continue from the checkpoint saved last in `fdir`; returns the number of epochs done."""
-    return restore_from_folder(fdir, model, optimizer, scheduler)["epoch"]
 
 
 def load_pretrained_weights(model, weight_path):
     """Load what agrees in name and size with `model`; ValueError if nothing does."""
     checkpoint = load_checkpoint(weight_path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        checkpoint = {"state_dict": checkpoint}
     own = model.state_dict()
     matched, discarded = {}, []
-    for key, value in checkpoint.get("state_dict", checkpoint).items():
+    for key, value in weights_in(checkpoint, weight_path).items():
         key = key[len("module.") :] if key.startswith("module.") else key
         if key in own and own[key].shape == value.shape:
             matched[key] = value

@@ -14,7 +14,7 @@ from collections import defaultdict
 import torch
 from tqdm import tqdm
 
-from proxyfda.utils.errors import BadType
+from proxyfda.utils.errors import BadType, NotFinite
 
 from .evaluation import per_class
 from .registry import check_availability
@@ -172,6 +172,9 @@ class EvaluationLoop:
         per cent; accuracy, or whatever the evaluator reports first, comes first), `split` ("test"
         where there is no validation split), the numbers `correct` and `total` of images, and
         `per_class`, see :func:`~proxyfda.engine.evaluation.per_class`.
+
+        Raises:
+            NotFinite: an output of the model is infinite or no number, so its rank says nothing.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -180,9 +183,17 @@ class EvaluationLoop:
         if self.val_loader is None:
             split = "test"
         print(f"Evaluate on the *{split}* set")
+        finite = []  # fetched from the device once
         for batch in tqdm(self.val_loader if split == "val" else self.test_loader):
             input, label = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(input), label)
+            output = self.model_inference(input)
+            finite.append(torch.isfinite(output).all())
+            self.evaluator.process(output, label)
+        if finite and not torch.stack(finite).all():
+            raise NotFinite(
+                f"The model gives infinite or NaN outputs on the {split} set, so it is not "
+                "evaluated: use sound weights, a lower OPTIM.LR or precision fp32"
+            )
         figures = self.evaluator.evaluate()
         for name, value in figures.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 
-from proxyfda.utils.errors import UserError
+from proxyfda.utils.errors import BadValue, UserError
 from proxyfda.utils.files import write_text
 
-from .checkpoint import POINTER, last_saved, load_checkpoint
+from .checkpoint import POINTER
 from .loops import EpochLog
+from .sound import common_checkpoints, places
 from .utils import get_rng_state, set_rng_state
 
 
@@ -62,6 +62,12 @@ class Together:
         self._meet()
         self._each("before_train")
         start = min((member.start_epoch for member in self.members), default=0)
+        for member in self.members:
+            if member.start_epoch != start:
+                raise BadValue(
+                    f"{member.output_dir} goes on from epoch {member.start_epoch} and another run "
+                    f"of its grid from {start}: remove the later checkpoints, or run it by itself"
+                )
         stop = max((member.max_epoch for member in self.members), default=0)
         for member in self.members:
             member.epoch = max(start - 1, 0)
@@ -109,28 +115,10 @@ class Together:
 
         An interruption finds some members a checkpoint further than others.
         """
-        folders = [
-            os.path.join(member.output_dir, name)
-            for member in self.members
-            for name in member.get_model_names()
-        ]
-        saved = [_epochs(folder) for folder in folders]
-        common = set.intersection(*map(set, saved))
-        for folder, epochs in zip(folders, saved):
-            if common:
-                write_text(os.path.join(folder, POINTER), f"{epochs[max(common)]}\n")
-            elif epochs:
-                os.unlink(os.path.join(folder, POINTER))
-
-
-def _epochs(folder):
-    """Epochs of the checkpoints in a model's folder -> their file names, none without a pointer."""
-    last = last_saved(folder)
-    if last is None:
-        return {}
-    found = {load_checkpoint(os.path.join(folder, last))["epoch"]: last}
-    for name in os.listdir(folder):
-        match = re.fullmatch(r"model\.pth\.tar-(\d+)", name)
-        if match:
-            found[int(match[1])] = name
-    return found
+        where = [place for member in self.members for place in places(member, member.output_dir)]
+        _, found = next(common_checkpoints(where), (0, []))
+        for place, (path, _) in zip(where, found):
+            write_text(os.path.join(place.folder, POINTER), f"{os.path.basename(path)}\n")
+        for place in where if not found else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(place.folder, POINTER))

@@ -12,22 +12,23 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from proxyfda.utils.errors import BadModel, BadValue, NotFinite
+from proxyfda.utils.errors import BadModel, BadValue, NotFinite, NotFound, UserError, sentence
 from proxyfda.utils.files import write_atomically
 
 from .checkpoint import (
     BEST,
     find_checkpoint,
-    last_saved,
     load_checkpoint,
     load_weights,
-    restore_from_folder,
+    restore,
     save_checkpoint,
+    weights_in,
 )
 from .data import DataManager
 from .loops import EpochLoop, EvaluationLoop
 from .optim import scheduler_state
 from .registry import build_evaluator, check_availability
+from .sound import common_checkpoints, places
 from .utils import get_rng_state, mkdir_if_missing, set_rng_state
 
 
@@ -86,6 +87,10 @@ class TrainerBase:
         Called when resuming, with `{}` where the checkpoint has none.
         """
 
+    def check_beside(self, directory, epoch):
+        """Hook: raise a `UserError` if what a mixin keeps in files of its own below `directory`
+        after `epoch` epochs is damaged; an older checkpoint is gone on from then."""
+
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Save every model after epoch `epoch` (0-based) to `directory/<model name>/`."""
         for position, name in enumerate(self.get_model_names()):
@@ -109,33 +114,41 @@ class TrainerBase:
     def resume_model_if_exist(self, directory):
         """Restore models, optimisers, schedules, random generators and extra state.
 
-        Returns the epoch to start with. Training goes on as if it had never stopped.
+        Returns the epoch to start with. Training goes on as if it had never stopped. Files that
+        are damaged or not finite are passed over in favour of older ones, with a line for each.
+
+        Raises:
+            BadValue: a checkpoint is of another model, or none can be gone on with any more.
         """
-        names = self.get_model_names()
-        folders = [os.path.join(directory, name) for name in names]
-        if not names or not all(last_saved(folder) for folder in folders):
-            print("No checkpoint found, train from scratch")
-            return 0
-        print(f"Found checkpoint at {directory} (will resume training)")
-        checkpoints = [
-            restore_from_folder(folder, self._models[name], self._optims[name], self._scheds[name])
-            for name, folder in zip(names, folders)
-        ]
-        epochs = [checkpoint["epoch"] for checkpoint in checkpoints]
-        if len(set(epochs)) > 1:
+        names, tried = self.get_model_names(), False
+        for epoch, found in common_checkpoints(places(self, directory)):
+            first_path, first = found[0]
+            try:
+                self.load_extra_state(first.get("extra") or {})
+            except UserError:
+                raise
+            except Exception as error:  # whatever a trainer makes of a damaged state
+                print(f"Not going on from {first_path}: its extra is damaged ({sentence(error)})")
+                tried = True
+                continue
+            print(f"Found checkpoint at {directory} (will resume training)")
+            for name, (path, checkpoint) in zip(names, found):
+                restore(
+                    checkpoint, path, self._models[name], self._optims[name], self._scheds[name]
+                )
+            if first.get("scaler") and getattr(self, "scaler", None) is not None:
+                self.scaler.load_state_dict(first["scaler"])
+            self.best_result = first.get("best_result", -np.inf)
+            if first.get("rng"):  # last, as restoring the rest may draw numbers
+                set_rng_state(first["rng"])
+            return epoch
+        if tried:  # what they left in the trainer is not the state of a new run
             raise BadValue(
-                f'The last checkpoints in "{directory}" are of different epochs '
-                f"({', '.join(f'{n}: {e}' for n, e in zip(names, epochs))}): point the files named "
-                "`checkpoint` to a common epoch or start in an empty folder"
+                f'No checkpoint in "{directory}" has a sound extra state: restore one, or remove '
+                "the folder to train anew"
             )
-        first = checkpoints[0]
-        if first.get("scaler") and getattr(self, "scaler", None) is not None:
-            self.scaler.load_state_dict(first["scaler"])
-        self.best_result = first.get("best_result", -np.inf)
-        self.load_extra_state(first.get("extra") or {})
-        if first.get("rng"):  # last, as restoring the rest may draw numbers
-            set_rng_state(first["rng"])
-        return epochs[0]
+        print("No checkpoint found, train from scratch")
+        return 0
 
     def load_model(self, directory, epoch=None):
         """Load weights for evaluation from a run's folder.
@@ -148,8 +161,9 @@ class TrainerBase:
         for name in self.get_model_names():
             path = find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
-            print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
-            load_weights(self._models[name], checkpoint["state_dict"], path)
+            weights = weights_in(checkpoint, path)
+            print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
+            load_weights(self._models[name], weights, path)
 
     # ---- tensorboard
 
@@ -301,11 +315,38 @@ class SimpleTrainer(EvaluationLoop, TrainerBase):
     def before_train(self):
         directory = self.cfg.RESUME or self.output_dir
         self.start_epoch = self.resume_model_if_exist(directory)
+        self._check_start(directory)
         self._keep_best_of(directory)
+        self._complete(directory)
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
         self.time_start = time.time()
+
+    def _check_start(self, directory):
+        if self.cfg.RESUME and not self.start_epoch:
+            raise NotFound(
+                f"--resume {directory} has no checkpoint to go on from: give the output folder of a "
+                "training of this trainer"
+            )
+        if self.start_epoch > self.max_epoch:
+            raise BadValue(
+                f"the checkpoint in {directory} is of epoch {self.start_epoch}, past "
+                f"OPTIM.MAX_EPOCH {self.max_epoch}: raise OPTIM.MAX_EPOCH, or go on from another one"
+            )
+
+    def _complete(self, directory):
+        """Save what a kill between the best model and that of the epoch has left out."""
+        if self.start_epoch and self._is_due(self.start_epoch) and directory == self.output_dir:
+            name = f"model.pth.tar-{self.start_epoch}"
+            folders = [os.path.join(directory, model) for model in self.get_model_names()]
+            if not all(os.path.isfile(os.path.join(folder, name)) for folder in folders):
+                self.save_model(self.start_epoch - 1, directory)
+
+    def _is_due(self, done):
+        """Whether a checkpoint is kept after so many epochs."""
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        return done == self.max_epoch or (freq > 0 and done % freq == 0)
 
     def _keep_best_of(self, directory):
         """Bring the best model along when continuing another folder's run under best_val."""
@@ -316,14 +357,12 @@ class SimpleTrainer(EvaluationLoop, TrainerBase):
                 write_atomically(target, functools.partial(shutil.copyfile, source))
 
     def after_epoch(self):
-        done = self.epoch + 1
-        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
-        if done == self.max_epoch or (freq > 0 and done % freq == 0):
+        if self._is_due(self.epoch + 1):
             self.save_model(self.epoch, self.output_dir)
 
     def after_train(self):

@@ -16,13 +16,14 @@ import torch
 from yacs.config import CfgNode
 
 from proxyfda.dassl import TRAINER_REGISTRY, announce_engine, new_log
-from proxyfda.experiments import run
+from proxyfda.experiments import folders, run
 from proxyfda.experiments.config import flat, load_config
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.integrations.dassl import describe_regulariser
 from proxyfda.names import split_run_name
 from proxyfda.utils.errors import BadValue, UserError
+from proxyfda.utils.files import writing
 
 SHARED_OPTIM = ("OPTIM.MAX_EPOCH",)
 """Options of the optimiser in which the runs of a grid have to agree."""
@@ -47,9 +48,10 @@ def main(runs: list[argparse.Namespace]) -> list[dict | UserError | None]:
     build = check(runs, cfgs)
     for args, cfg in zip(runs, cfgs):
         run.check_output(args, cfg)
-        run.check_model_dir(args, cfg)
+        folders.check_model_dir(args, cfg)
     described = [{**run.describe(args, cfg), "grid": len(runs)} for args, cfg in zip(runs, cfgs)]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(within=cfgs[0].OUTPUT_DIR))
         for cfg in cfgs:
             stack.enter_context(folder_lock(cfg.OUTPUT_DIR))
         for args, cfg in zip(runs, cfgs):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from proxyfda.experiments import layout, record
 from proxyfda.experiments.lock import Busy, folder_lock
-from proxyfda.utils.errors import UserError, sentence
+from proxyfda.utils.errors import NotFound, UserError, refused_write, sentence
 
 DONE, FAILED, BUSY = "done", "failed", "busy"
 UNTRAINED = "the training that it builds on failed"
@@ -49,6 +49,17 @@ class Job:
             return record.read(self.folder)
         except UserError:
             return {}
+
+    @property
+    def damage(self) -> str:
+        """Why its ``result.json`` does not count, in a sentence; empty if it does, or is missing."""
+        try:
+            record.read(self.folder)
+        except NotFound:
+            return ""
+        except UserError as error:
+            return sentence(error)
+        return ""
 
     @property
     def complete(self) -> bool:
@@ -159,6 +170,9 @@ def _run(jobs: list[Job], call: Callable[[list[Job]], list], quiet: bool) -> dic
     except UserError as error:
         return {job.folder: Outcome(FAILED, sentence(error)) for job in jobs}
     except Exception as error:
+        told = refused_write(error) if isinstance(error, OSError) else None
+        if told is not None:
+            return {job.folder: Outcome(FAILED, sentence(told)) for job in jobs}
         first = (str(error).strip() or "no message").splitlines()[0]
         why = f"{type(error).__name__}: {first}"
         return {job.folder: Outcome(FAILED, why + _report(job)) for job in jobs}

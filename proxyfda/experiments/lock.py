@@ -1,26 +1,36 @@
 """One process per output folder.
 
 The operating system holds the lock (``filelock``), so it ends with its process, however that ends.
-A file beside it says who holds it; nothing but messages depends on that one.
+Where the file system has no locks, as some network file systems, a lease that its holder keeps
+fresh takes its place (:mod:`proxyfda.experiments.lease`). A file beside them says who holds it;
+nothing but messages depends on that one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
 
 from filelock import FileLock, Timeout
 
-from proxyfda.utils.errors import Unusable, UserError
-from proxyfda.utils.files import write_json
+from proxyfda.experiments.lease import Lease
+from proxyfda.experiments.lease import held as leased
+from proxyfda.utils.errors import UserError
+from proxyfda.utils.files import write_json, writing
 
 LOCK = "run.lock"
 OWNER = "run.lock.json"
-_held: dict[str, tuple[int, FileLock]] = {}  # folder -> process that locked it; a fork inherits it
+WAIT = 0.2  # seconds between looks at a lock that is waited for
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+_held: dict[
+    str, tuple[int, FileLock | Lease]
+] = {}  # folder -> process that locked it; a fork inherits it
 
 
 class Busy(UserError, RuntimeError):
@@ -28,22 +38,24 @@ class Busy(UserError, RuntimeError):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str) -> Iterator[None]:
+def folder_lock(folder: str, wait: bool = False) -> Iterator[None]:
     """Hold a folder's lock; nothing happens if this process holds it already.
 
     Args:
         folder: made if it does not exist.
+        wait: until another process has given it back.
 
     Raises:
         Busy: another process has it.
-        Unusable: the file system has no locks, or the folder cannot be written.
+        CannotWrite: the folder cannot be written.
     """
     folder = os.path.abspath(folder)
     if _held.get(folder, (0, None))[0] == os.getpid():
         yield
         return
-    os.makedirs(folder, exist_ok=True)
-    lock = _acquire(folder)
+    with writing(folder):
+        os.makedirs(folder, exist_ok=True)
+        lock = _wait_for(folder) if wait else _acquire(folder)
     _held[folder] = (os.getpid(), lock)
     try:
         left_by = _owner(folder)
@@ -60,13 +72,26 @@ def folder_lock(folder: str) -> Iterator[None]:
 def holder(folder: str) -> str:
     """Who works in the folder, in words; empty if nobody does."""
     path = os.path.join(folder, LOCK)
+    if leased(folder):
+        return _owner(folder) or "another process"
     if not os.path.exists(path):
         return ""
     try:
-        with FileLock(path, timeout=0):
+        with _file_lock(path):
             return ""
     except Timeout:
         return _owner(folder) or "another process"
+    except (NotImplementedError, OSError):
+        return ""  # no locks there, or nothing that we may write
+
+
+def clear(folder: str) -> None:
+    """Remove what a killed process has left of its lock; nothing happens while one holds it."""
+    folder = os.path.abspath(folder)
+    if any(os.path.exists(os.path.join(folder, name)) for name in (LOCK, OWNER)):
+        with contextlib.suppress(Busy, OSError):
+            _held[folder] = (os.getpid(), _acquire(folder))
+            _release(folder)
 
 
 def release_all() -> None:
@@ -76,9 +101,21 @@ def release_all() -> None:
             _release(folder)
 
 
-def _acquire(folder: str) -> FileLock:
+def _wait_for(folder: str) -> FileLock | Lease:
+    told = False
+    while True:
+        try:
+            return _acquire(folder)
+        except Busy as error:
+            if not told:
+                print(f"waiting: {error}", flush=True)
+            told = True
+            time.sleep(WAIT)
+
+
+def _acquire(folder: str) -> FileLock | Lease:
     path = os.path.join(folder, LOCK)
-    lock = FileLock(path, timeout=0)
+    lock = _file_lock(path)
     while True:
         try:
             # Our own handle: a file that is open keeps its identity.
@@ -92,13 +129,35 @@ def _acquire(folder: str) -> FileLock:
                     return lock
             lock.release()
         except Timeout:
-            who = _owner(folder) or "another process"
-            raise Busy(f"{folder} is in use by {who}; wait for it or end it") from None
-        except (NotImplementedError, OSError) as error:
-            raise Unusable(
-                f"{path} cannot be locked ({error}); use an output folder on a file system that "
-                "has file locks and that you can write"
-            ) from None
+            raise _busy(folder) from None
+        except NotImplementedError:
+            return _lease(folder)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return _lease(folder)
+
+
+def _file_lock(path: str) -> FileLock:
+    try:  # later versions would use a file that a killed process leaves for good
+        return FileLock(path, timeout=0, fallback_to_soft=False)
+    except TypeError:
+        return FileLock(path, timeout=0)
+
+
+def _lease(folder: str) -> Lease:
+    lease = Lease(folder)
+    if not lease.acquire():
+        raise _busy(folder)
+    return lease
+
+
+def _busy(folder: str) -> Busy:
+    who = _owner(folder) or "another process"
+    return Busy(
+        f"{folder} is in use by {who}; wait for it or end it (if its machine is gone for good: "
+        f"rm {shlex.quote(os.path.join(folder, LOCK))}*)"
+    )
 
 
 def _release(folder: str) -> None:

@@ -22,6 +22,10 @@ def _is_whole(value: Any) -> bool:
     return type(value) is int
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _is_percent(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 100
 
@@ -31,7 +35,15 @@ def _is(*kinds: type) -> Callable[[Any], bool]:
 
 
 def _is_backbone(value: Any) -> bool:
-    return isinstance(value, dict) and {"name", "weights"} <= set(value)
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), str) for name in ("name", "weights")
+    )
+
+
+def _are_seconds(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(part) in (int, float) and math.isfinite(part) and part >= 0 for part in value.values()
+    )
 
 
 _COUNTS = ("classes", "images")
@@ -111,7 +123,7 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
     # with what
     "engine": _is(str),
     "versions": _is(dict),
-    "time": _is(dict),  # seconds of "build" and "run"
+    "time": _are_seconds,  # seconds of "build" and "run"
     "cfg": _is(dict),  # the whole config
 }
 # Fields of runs of one kind.
@@ -124,6 +136,8 @@ MORE: Dict[str, Callable[[Any], bool]] = {
     # a reference word for word) and the number of examples
     "scores": _are_scores,
     "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
+    "correct": _is_count,  # images
+    "total": _is_count,
 }
 
 
@@ -191,7 +205,7 @@ def read(folder: str) -> Dict[str, Any]:
             content = json.load(file)
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist; the run is not finished") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadValue(f"{path} is unreadable: {error}") from None
     try:
         check(content)

@@ -26,13 +26,14 @@ from proxyfda.dassl import (
     set_random_seed,
     setup_logger,
 )
-from proxyfda.experiments import layout, probing, record
+from proxyfda.experiments import folders, layout, probing, record
 from proxyfda.experiments.config import flat, load_config, plain
 from proxyfda.experiments.lock import folder_lock
-from proxyfda.names import is_zero_shot, run_name, split_run_name
-from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
-from proxyfda.utils.files import write_text
+from proxyfda.names import run_name
+from proxyfda.utils.errors import AlreadyExists, BadValue, UserError
+from proxyfda.utils.files import write_text, writing
 
+_REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
 # What may differ between two runs in one output folder: it does not change what is computed.
 # DATALOADER.NUM_WORKERS is not among it: every worker has random numbers of its own, so it changes
 # the augmentation.
@@ -47,7 +48,6 @@ _FREE_KEYS = (
     "PROBE.CACHE",
     "PROBE.CACHE_GB",
 )
-_REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
 
 
 def main(args: argparse.Namespace) -> dict | None:
@@ -62,15 +62,17 @@ def main(args: argparse.Namespace) -> dict | None:
     Raises:
         UserError: a wrong option, folder or combination; nothing is written then.
         Busy: another process works in the output folder.
+        CannotWrite: the disk is full or read-only.
     """
     probing.check_flags(args)
     cfg = load_config(args)
     if args.probe:
         cfg = probing.completed(args, cfg)
     check_output(args, cfg)
-    check_model_dir(args, cfg)
+    folders.check_model_dir(args, cfg)
+    folders.check_resume(args, cfg)
     described = describe(args, cfg)
-    with folder_lock(cfg.OUTPUT_DIR):
+    with writing(within=cfg.OUTPUT_DIR), folder_lock(cfg.OUTPUT_DIR):
         return _run(args, cfg, described)
 
 
@@ -208,11 +210,9 @@ def trained_on(args: argparse.Namespace, cfg: CfgNode) -> str:
             return source
     except UserError:
         pass  # it has no result, or a damaged one: its config says the same
-    path = osp.join(args.model_dir, layout.CONFIG)
-    if osp.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            theirs = yaml.safe_load(file) or {}
-        return theirs.get("source") or dataset_key((theirs.get("DATASET") or {}).get("NAME") or "")
+    theirs = dict(flat(folders.read_config(args.model_dir)))
+    if theirs:
+        return theirs.get("source") or dataset_key(theirs.get("DATASET.NAME") or "")
     place = layout.parse(args.model_dir)
     return dataset_key(place.dataset) if place else ""
 
@@ -232,19 +232,33 @@ def _identity(args: argparse.Namespace, cfg: CfgNode) -> dict:
 def check_output(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Refuse an output folder that holds a run with another config.
 
+    A folder that holds no work yet, as after a run that could not be built, takes any config.
+
     Raises:
         AlreadyExists: naming the first option that differs; nothing is touched.
+        BadValue: the config there is damaged, so that it says nothing of the work beside it.
     """
-    path = osp.join(cfg.OUTPUT_DIR, layout.CONFIG)
-    if not osp.exists(path):
+    if not folders.holds_work(cfg.OUTPUT_DIR):
         return
-    with open(path, encoding="utf-8") as file:
-        theirs = dict(flat(yaml.safe_load(file) or {}))
+    changed, theirs, ours = _changed(args, cfg)
+    if changed:
+        key = changed[0]
+        raise AlreadyExists(
+            f"{cfg.OUTPUT_DIR} holds a run with another config "
+            f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
+            + "); choose another output folder or remove that one"
+        )
+
+
+def _changed(args: argparse.Namespace, cfg: CfgNode) -> tuple[list[str], dict, dict]:
+    """Options in which the run in the output folder differs from this one, and those of both."""
+    theirs = dict(flat(folders.read_config(cfg.OUTPUT_DIR)))
     ours = dict(flat(_identity(args, cfg)))
+    if not theirs:
+        return [], theirs, ours
     for one in (ours, theirs):
-        # It is the same run whether the trainer's name says the regulariser, the config, or both.
-        named = split_run_name(str(one.get("TRAINER.NAME")))[1]
-        one[_REGULARISER] = one.get(_REGULARISER) or named
+        one[_REGULARISER] = folders.named(one)[1]
     free = set(_FREE_KEYS)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
@@ -259,57 +273,21 @@ def check_output(args: argparse.Namespace, cfg: CfgNode) -> None:
         and ours.get(key) != theirs.get(key)
         and (args.probe or not key.startswith("PROBE."))
     ]
-    if changed:
-        key = changed[0]
-        raise AlreadyExists(
-            f"{cfg.OUTPUT_DIR} holds a run with another config "
-            f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-            + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
-            + "); choose another output folder or remove that one"
-        )
+    return changed, theirs, ours
 
 
 def claim_output(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Mark the output folder with this run's config, unless it belongs to another."""
     check_output(args, cfg)
-    path = osp.join(cfg.OUTPUT_DIR, layout.CONFIG)
-    if not osp.exists(path):
+    path, another = osp.join(cfg.OUTPUT_DIR, layout.CONFIG), False
+    if not folders.holds_work(cfg.OUTPUT_DIR):
+        try:
+            another = bool(_changed(args, cfg)[0])
+        except BadValue:
+            another = True
+    folders.tidy(cfg.OUTPUT_DIR, another)
+    if another or not osp.exists(path):
         write_text(path, yaml.safe_dump(_identity(args, cfg), sort_keys=False))
-
-
-def check_model_dir(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Refuse an evaluation of nothing, or in the folder of the training that it evaluates.
-
-    Raises:
-        BadValue: no model folder although the trainer learns something, or one that is the output
-            folder.
-        NotFound: the model folder does not exist.
-    """
-    if args.probe:
-        return  # see probing.check_flags
-    if not args.eval_only:
-        if args.model_dir:
-            raise BadValue(
-                f"--model-dir {args.model_dir} is for --eval-only and --probe; to go on from a "
-                "checkpoint give --resume, to start from its values MODEL.INIT_WEIGHTS"
-            )
-        return
-    if not args.model_dir:
-        if is_zero_shot(cfg.TRAINER.NAME):
-            return
-        raise BadValue(
-            f"--eval-only of {cfg.TRAINER.NAME} needs --model-dir, the output folder of the "
-            "training to evaluate; without training there is ZeroshotCLIP"
-        )
-    if not osp.isdir(args.model_dir):
-        raise NotFound(
-            f"--model-dir {args.model_dir} does not exist; give the output folder of a training"
-        )
-    if osp.realpath(args.model_dir) == osp.realpath(cfg.OUTPUT_DIR):
-        raise BadValue(
-            f"--output-dir and --model-dir are both {args.model_dir}; give an output folder of its "
-            "own, so that the training's log and result stay what they are"
-        )
 
 
 # -- the command line -----------------------------------------------------------------------------

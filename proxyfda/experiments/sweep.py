@@ -13,8 +13,8 @@ from datetime import timedelta
 
 from proxyfda.experiments import launchers, layout
 from proxyfda.experiments.jobs import BUSY, DONE, FAILED, UNTRAINED, Job, Outcome
-from proxyfda.experiments.lock import holder
-from proxyfda.utils.errors import AlreadyExists, sentence
+from proxyfda.experiments.lock import clear, holder
+from proxyfda.utils.errors import AlreadyExists, BadValue, sentence
 
 RETRY = 5.0  # seconds between looks at what another sweep is running
 
@@ -45,9 +45,15 @@ def run(
         why = UNTRAINED if job.after in failed else _mismatch(job, strict)
         if why:
             failed[job.folder] = why
+    for job in jobs:
+        if job.damage:
+            print(f"{job.damage}; {job.name} is not complete and runs again", flush=True)
     if dry_run:
         _say_what_would_run(jobs, failed)
         return 1 if failed else 0
+    for job in jobs:
+        if job.complete:
+            clear(job.folder)
     todo = [job for job in jobs if not job.complete and job.folder not in failed]
     if launch is None:
         here = workers == 1
@@ -147,7 +153,7 @@ def _mismatch(job: Job, strict: bool) -> str:
         return ""  # what it probes says the rest of its config, and that is yet to come, or gone
     try:
         check_output(args, probing.completed(args, cfg) if args.probe else cfg)
-    except AlreadyExists as error:
+    except (AlreadyExists, BadValue) as error:
         if strict:
             raise
         return sentence(error)

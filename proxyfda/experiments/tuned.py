@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from proxyfda.backbones import ImageBackbone, load_backbone
 from proxyfda.backbones.clip import mismatches
-from proxyfda.dassl import find_checkpoint, load_checkpoint
+from proxyfda.dassl import find_checkpoint, load_checkpoint, weights_in
 from proxyfda.experiments import layout
+from proxyfda.experiments.folders import read_config
 from proxyfda.utils.errors import BadValue, NotFound
 
 __all__ = ["TunedRun", "checkpoint_state", "interpolated", "load_tuned"]
@@ -106,28 +106,21 @@ def checkpoint_state(path: str) -> dict[str, Tensor]:
 
     Raises:
         BadValue: it is damaged, or holds none.
+        NotFinite: a weight is infinite or no number.
     """
-    found = load_checkpoint(path)
-    if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
-        raise BadValue(f"{path} has no state_dict; give the output folder of a FineTune run")
-    state: dict[str, Tensor] = found["state_dict"]
-    return state
+    return weights_in(load_checkpoint(path), path)
 
 
 def _config_of(folder: str) -> dict[str, Any]:
-    path = osp.join(folder, layout.CONFIG)
+    config = read_config(folder)
+    if not config:
+        raise BadValue(f"{folder} has no {layout.CONFIG}; give the output folder of a FineTune run")
     try:
-        with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
         config["MODEL"]["BACKBONE"]["NAME"], config["INPUT"]["SIZE"][0], config["TRAINER"]["NAME"]
-    except FileNotFoundError:
+    except (TypeError, KeyError, IndexError) as error:
         raise BadValue(
-            f"{folder} has no {layout.CONFIG}; give the output folder of a FineTune run"
-        ) from None
-    except (OSError, yaml.YAMLError, TypeError, KeyError, IndexError) as error:
-        raise BadValue(
-            f"{path} is not the config of a run ({type(error).__name__}); restore it, or train "
-            "again"
+            f"{osp.join(folder, layout.CONFIG)} is not the config of a run "
+            f"({type(error).__name__}); restore it, or train again"
         ) from None
     return config
 

@@ -33,8 +33,16 @@ from proxyfda.integrations.further import MixedImages, Words
 from proxyfda.integrations.spaces import ENCODERS, RegularisedSpaces
 from proxyfda.names import PREFIXES, split_run_name
 from proxyfda.regularisers import L2SP, find
-from proxyfda.utils.errors import BadModel, BadType, BadValue, NotFinite, NotInstalled, Unusable
-from proxyfda.utils.files import write_atomically
+from proxyfda.utils.errors import (
+    BadModel,
+    BadType,
+    BadValue,
+    NotFinite,
+    NotInstalled,
+    Unusable,
+    UserError,
+)
+from proxyfda.utils.files import write_binary
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.vocabulary import names_without, read_vocabulary
 
@@ -561,7 +569,7 @@ class RegularisedTrainer(BalancedBatches):
             # First: whoever finds the host's checkpoint finds this one too.
             content = {"name": self._plugin.regulariser, "state": state}
             path = self._state_file(directory, epoch + 1)
-            write_atomically(path, lambda partial: torch.save(content, partial))
+            write_binary(path, lambda file: torch.save(content, file))
         super().save_model(epoch, directory, *args, **kwargs)  # type: ignore[misc]
 
     def resume_model_if_exist(self, directory: str) -> int:
@@ -570,16 +578,61 @@ class RegularisedTrainer(BalancedBatches):
         if not start_epoch or self._plugin is None or not self._plugin.has_term:
             return start_epoch
         name, path = self._plugin.regulariser, self._state_file(directory, start_epoch)
-        found: Dict[str, Any] = {}
-        if osp.exists(path):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        if found.get("name") == name and self._weights_term is not None:
-            self._weights_term.load_state_dict(found["state"])
-        elif found.get("name") == name and self._spaces is not None:
-            self._spaces.restore_state(found["state"])
-        elif self._weights_term is not None or self._plugin.keeps_state:
-            print(f"No state of {name} at {path}, so it starts anew (another run's?)")
+        found = self._read_state(path)
+        try:
+            if found.get("name") == name and self._weights_term is not None:
+                self._weights_term.load_state_dict(found["state"])
+            elif found.get("name") == name and self._spaces is not None:
+                self._spaces.restore_state(found["state"])
+            elif self._weights_term is not None or self._plugin.keeps_state:
+                print(f"No state of {name} at {path}, so it starts anew (another run's?)")
+        except UserError:
+            raise
+        except Exception as error:  # whatever a regulariser makes of a damaged state
+            raise _damaged(path, error) from error
         return start_epoch
+
+    def check_beside(self, directory: str, epoch: int) -> None:
+        """Refuse an epoch of which the regulariser's file is damaged."""
+        super().check_beside(directory, epoch)  # type: ignore[misc]
+        self._read_state(self._state_file(directory, epoch))
+
+    def _read_state(self, path: str) -> Dict[str, Any]:
+        """What ``save_model`` has kept of the regulariser; empty if it has kept nothing.
+
+        Raises:
+            BadValue: the file is damaged.
+        """
+        if not osp.exists(path):
+            return {}
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(found["state"], dict) or not isinstance(found["name"], str):
+                raise TypeError("it is no state of a regulariser")
+        except Exception as error:  # torch raises half a dozen kinds
+            raise _damaged(path, error) from error
+        bad = [key for key, value in _tensors(found["state"]) if not torch.isfinite(value).all()]
+        if bad:
+            raise _damaged(path, NotFinite(f"{bad[0]} is infinite or NaN"))
+        return found
+
+
+def _tensors(state: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Tensor]]:
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from _tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+
+
+def _damaged(path: str, error: Exception) -> BadValue:
+    why = " ".join(str(error).split()).split(". ")[0][:120]
+    if "weights_only" in why or "Weights only" in why:  # torch advises to read it unsafely
+        why = "it holds more than tensors, numbers and texts"
+    return BadValue(
+        f"{path} cannot be read as the state of a regulariser ({why}); restore it from a copy, or "
+        "remove the run's folder to train anew"
+    )
 
 
 def _under_own_name(cfg: Any, trainer: type) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from proxyfda.benchmarks import BENCHMARKS, SHIFTED, TITLES
+from proxyfda.experiments import layout
 from proxyfda.names import REFERENCE, is_zero_shot
 from proxyfda.results.metrics import harmonic_mean
 from proxyfda.results.names import known_first, trainer_order
@@ -21,9 +23,10 @@ BASE_NEW = ("base", "new")
 # What may differ between the runs of one row: it is not a choice of the method.
 _FREE = (
     "OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "USE_CUDA", "VERSION", "DATASET.", "TEST.",
-    "DATALOADER.TEST.", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "MODEL.INIT_WEIGHTS",
-    "TRAINER.FINETUNE.START_FROM", "PROBE.CACHE",
+    "DATALOADER.TEST.", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "PROBE.CACHE",
 )  # fmt: skip
+# Options that name what a run starts from.
+_STARTS = ("MODEL.INIT_WEIGHTS", "TRAINER.FINETUNE.START_FROM")
 
 
 @dataclass(frozen=True)
@@ -401,7 +404,7 @@ def _different(records):
         for key in sorted({key for r in runs for key in r.details["cfg"]}):
             values, cells = {}, {}
             for r in runs:
-                value = r.details["cfg"].get(key, "not there")
+                value = _setting(key, r.details["cfg"].get(key, "not there"))
                 values.setdefault(value, []).append(r)
                 cells.setdefault((r.dataset, r.shots), set()).add(value)
             if len(values) == 1 or key.startswith(_FREE):
@@ -418,6 +421,17 @@ def _different(records):
         texts = [f"{source} for {_runs_named(found)}" for source, found in sorted(sources.items())]
         inside.append(f"it was trained on {' and '.join(texts)}")
     return [_cut(texts) for texts in (inside, between)]
+
+
+def _setting(key, value):
+    """The value of an option as runs of one row have to share it: each seed has a start of its own,
+    and so has each task of a row."""
+    if key not in _STARTS:
+        return value
+    place = layout.parse(value)
+    if place and place.protocol == "continual":
+        return ""
+    return re.sub(r"(?<=[/\\])seed-?\d+(?=[/\\]|$)", "seed*", value)
 
 
 def _cut(texts):

@@ -5,10 +5,44 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import uuid
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 
-__all__ = ["write_atomically", "write_json", "write_text"]
+from proxyfda.utils.errors import UserError, refused_write
+
+__all__ = [
+    "remove_partial",
+    "write_atomically",
+    "write_binary",
+    "write_json",
+    "write_text",
+    "writing",
+]
+
+_PARTIAL = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+
+
+@contextlib.contextmanager
+def writing(path: str = "", *, within: str = "") -> Iterator[None]:
+    """What the operating system has against writing meanwhile, as one sentence.
+
+    Args:
+        path: the file or folder that is written, if it is one.
+        within: the folder that has it, named where the error names no file.
+
+    Raises:
+        CannotWrite: in place of its ``OSError``, see :func:`proxyfda.utils.errors.refused_write`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        told = refused_write(error, str(path), str(within))
+        if told is None:
+            raise
+        raise told from error
 
 
 def write_atomically(path: str, write: Callable[[str], Any]) -> None:
@@ -20,15 +54,66 @@ def write_atomically(path: str, write: Callable[[str], Any]) -> None:
     Args:
         path: the file; its folder is made if it does not exist.
         write: called with the name of the temporary file.
+
+    Raises:
+        CannotWrite: the disk is full or read-only, or the path cannot be one; see :func:`writing`.
     """
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     partial = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)
+    with writing(path):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        try:
+            write(partial)
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(partial)
+
+
+class _Written:
+    """A binary file that keeps the error of a write, for libraries that report another one."""
+
+    def __init__(self, file: Any):
+        self._file, self.flush = file, file.flush
+        self.error: Optional[OSError] = None
+
+    def write(self, data: Any) -> Any:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def write_binary(path: str, save: Callable[[Any], Any]) -> None:
+    """Let ``save`` write to a binary file, which then takes the name ``path``; atomically.
+
+    Args:
+        save: called with the file. ``torch.save`` and its like say nothing of a full disk when a
+            write fails; that is told here.
+
+    Raises:
+        CannotWrite: see :func:`write_atomically`.
+    """
+
+    def write(partial: str) -> None:
+        with open(partial, "wb") as file:
+            written = _Written(file)
+            try:
+                save(written)
+            except Exception:
+                if written.error is not None:
+                    raise written.error from None
+                raise
+
+    write_atomically(path, write)
+
+
+def remove_partial(folder: str) -> None:
+    """Remove what killed writers left below ``folder``; to be called while nobody writes there."""
+    for top, _, names in os.walk(folder):
+        for name in filter(_PARTIAL.fullmatch, names):
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(top, name))
 
 
 def write_text(path: str, text: str) -> None:

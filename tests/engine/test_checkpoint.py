@@ -151,8 +151,8 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint(fails_at, tmp_path,
     weights = {"state_dict": {"w": torch.zeros(3)}}
     save_checkpoint({**weights, "epoch": 1}, tmp_path)
 
-    def half_a_file(obj, path):
-        pathlib.Path(path).write_bytes(b"half")
+    def half_a_file(obj, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     def interrupt(*_):

@@ -186,6 +186,7 @@ def test_an_evaluation_belongs_to_the_dataset_that_its_prompt_was_trained_on(tmp
 
     mine = arguments("fruits")
     claim_output(*mine)
+    (tmp_path / "out" / "result.json").touch()
     check_output(*mine)
     check_output(*arguments(""))
     with pytest.raises(FileExistsError, match="source is 'fruits' there and 'scenes' here"):

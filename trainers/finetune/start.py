@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os.path as osp
 
-import yaml
 from torch import nn
 from yacs.config import CfgNode
 
 from proxyfda.backbones.clip import mismatches
 from proxyfda.dassl import TRAINER_REGISTRY, find_checkpoint
 from proxyfda.experiments import layout
+from proxyfda.experiments.config import flat
+from proxyfda.experiments.folders import read_config
 from proxyfda.experiments.tuned import checkpoint_state
 from proxyfda.utils.errors import BadValue, NotFound
 
@@ -33,15 +34,11 @@ def check_start(folder: str, cfg: CfgNode, option: str) -> None:
         raise NotFound(
             f"{option} {folder} does not exist; give the output folder of a FineTune run"
         )
-    path = osp.join(folder, layout.CONFIG)
-    theirs: dict = {}
-    if osp.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            try:
-                theirs = yaml.safe_load(file) or {}
-            except yaml.YAMLError:
-                theirs = {}
-    name = (theirs.get("TRAINER") or {}).get("NAME") if isinstance(theirs, dict) else None
+    try:
+        theirs = dict(flat(read_config(folder)))
+    except BadValue:
+        theirs = {}
+    name = theirs.get("TRAINER.NAME")
     known = TRAINER_REGISTRY.registered_names()
     tunes = name in known and getattr(TRAINER_REGISTRY.get(name), "tunes_encoder", False)
     if not tunes:
@@ -51,7 +48,7 @@ def check_start(folder: str, cfg: CfgNode, option: str) -> None:
             "give the output folder of a FineTune run"
         )
     for key in ("NAME", "WEIGHTS"):
-        there = ((theirs.get("MODEL") or {}).get("BACKBONE") or {}).get(key)
+        there = theirs.get(f"MODEL.BACKBONE.{key}")
         here = cfg.MODEL.BACKBONE[key]
         if there != here:
             raise BadValue(
