@@ -91,7 +91,7 @@ def main(argv=None):
     Raises:
         FileNotFoundError, ValueError: see :func:`~proxyfda.results.collect`; several tables where
             one is wanted, or an ending of ``--output`` that says no form.
-        Unusable: a file that cannot be written.
+        CannotWrite: a file that cannot be written.
     """
     args = _parser().parse_args(argv)
     form = _form(args)

@@ -204,7 +204,7 @@ class _Table:
         self.runs, self.family, self.notes = list(runs), family, []
         done = [run for run in runs if run.result]
         # Folders spell families without blanks.
-        self.title = next((run.result["source"] for run in done), family)
+        self.title = next((run.result.get("source") or family for run in done), family)
         self.before = next((run.result for run in before if run.result), None)
         if self.before is None:
             self.notes.append(f"No Δ: the model {model} as it was pre-trained was not asked.")

@@ -36,6 +36,8 @@ def test_no_field_may_be_missing_where_it_is_written(tmp_path, field):
         ("accuracy", -1), ("accuracy", "71"), ("accuracy", True), ("accuracy", None),
         ("protocol", "few-shot"), ("shots", "16"), ("shots", True), ("seed", "1"),
         ("backbone", "RN50"), ("backbone", {"name": "RN50"}), ("regulariser", "rkd"),
+        ("regulariser", {}), ("regulariser", {"name": "rkd", "weight": "3"}), ("accuracy", 10**400),
+        ("regulariser", {"name": "rkd", "options": []}),
         ("dataset", None), ("source", 3), ("cfg", []),
     ],
 )  # fmt: skip
