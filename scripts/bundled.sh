@@ -16,5 +16,4 @@ cd "$ROOT"
 "$PYTHON" scripts/run.py base2new "${TRAINERS:-all}" "${DATASETS:-bundled}" "${SEEDS:-1,2,3}" \
     --data "$DATA" --output "$OUTPUT" --workers "${WORKERS:-2}" "$@"
 case " $* " in *" --dry-run "* | *" --help "* | *" -h "*) exit ;; esac
-"$PYTHON" -m proxyfda.results "$OUTPUT"
 "$PYTHON" -m proxyfda.results.figures "$OUTPUT" --out "$OUTPUT/figures"

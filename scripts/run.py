@@ -21,7 +21,7 @@ import sys
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # the scripts are started from anywhere
 
-from proxyfda.benchmarks import BENCHMARKS, SHIFTED
+from proxyfda.benchmarks import BENCHMARKS, SHIFTED, dataset_key
 from proxyfda.experiments import launchers, protocols, sweep, time_left
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
@@ -455,7 +455,10 @@ def _render_bundled(args: argparse.Namespace) -> None:
 
 def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
     print(f"results in {args.output}", flush=True)
-    if args.protocol == "base2new" or not any(job.complete for job in jobs):
+    if not any(job.complete for job in jobs):
+        return
+    if args.protocol == "base2new":
+        _show_base_to_new(args)
         return
     kind = {"base2new_all": "base2new", "forgetting": "finetune"}.get(args.protocol, args.protocol)
     if kind == "domain_generalization" and not set(args.targets) <= set(SHIFTED):
@@ -464,6 +467,21 @@ def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
         kind = "zeroshot"
     command = [sys.executable, "-m", "proxyfda.results", args.output, "--protocol", kind]
     subprocess.run(command, cwd=ROOT, check=False)
+
+
+def _show_base_to_new(args: argparse.Namespace) -> None:
+    """The table of what this command ran, and of zero-shot CLIP on the same datasets."""
+    from proxyfda.results import collect, summarise, table
+
+    datasets, names = {*map(dataset_key, args.datasets)}, {*args.runs, REFERENCE}
+    records = [
+        record
+        for record in collect(args.output, required=False)
+        if record.dataset in datasets
+        and record.trainer in names
+        and (record.shots in args.shots or is_zero_shot(record.trainer))
+    ]
+    print(f"\n{table(summarise(records))}", flush=True)
 
 
 if __name__ == "__main__":

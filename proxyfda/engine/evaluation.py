@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import torch
@@ -25,6 +25,36 @@ def compute_accuracy(output, target, topk=(1,)):
     best = output.topk(max(topk), dim=1).indices
     hits = best.eq(target.unsqueeze(1))
     return [100.0 * hits[:, :k].any(dim=1).float().mean().reshape(1) for k in topk]
+
+
+def per_class(labels, predictions, names=None):
+    """Accuracy and mistakes of each class, which are the rows of the confusion matrix.
+
+    Args:
+        labels, predictions: of the images, whole numbers.
+        names: of the classes by label; without them the labels stand for them.
+
+    Returns:
+        A list with a dict for each class that has images, by label: its `name`, the number of
+        `images`, the `accuracy` in per cent, and `taken_for`, the numbers of images by the name of
+        the wrong class, without zeros.
+    """
+    names = {} if names is None else names
+    pairs = Counter(zip(labels, predictions))
+    images, taken = Counter(labels), defaultdict(dict)
+    for (label, prediction), count in sorted(pairs.items()):
+        if label != prediction:
+            name = str(names.get(prediction, prediction))
+            taken[label][name] = taken[label].get(name, 0) + count
+    return [
+        {
+            "name": str(names.get(label, label)),
+            "images": images[label],
+            "accuracy": 100.0 * pairs[label, label] / images[label],
+            "taken_for": taken[label],
+        }
+        for label in sorted(images)
+    ]
 
 
 class EvaluatorBase:

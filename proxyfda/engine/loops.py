@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from proxyfda.utils.errors import BadType, NotFinite
 
+from .evaluation import per_class
 from .registry import check_availability
 from .utils import AverageMeter, MetricMeter
 
@@ -177,7 +178,8 @@ class EvaluationLoop:
 
         Returns a dict: the evaluator's figures, not rounded (accuracy, error_rate and macro_f1 in
         per cent; accuracy, or whatever the evaluator reports first, comes first), `split` ("test"
-        where there is no validation split), and the numbers `correct` and `total` of images.
+        where there is no validation split), the numbers `correct` and `total` of images, and
+        `per_class`, see :func:`~proxyfda.engine.evaluation.per_class`.
 
         Raises:
             NotFinite: an output of the model is infinite or no number, so its rank says nothing.
@@ -209,6 +211,9 @@ class EvaluationLoop:
         for name in ("correct", "total"):
             if hasattr(self.evaluator, f"_{name}"):  # so Dassl names them; others may not count
                 result[name] = int(getattr(self.evaluator, f"_{name}"))
+        if hasattr(self.evaluator, "_y_pred"):
+            seen = self.evaluator._y_true, self.evaluator._y_pred
+            result["per_class"] = per_class(*seen, getattr(self.evaluator, "_lab2cname", None))
         return result
 
     def evaluation_batches(self, loader):

@@ -6,8 +6,8 @@ Standard library only, so that results can be read without torch.
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from typing import Any, Callable, Dict
 
 from proxyfda.experiments.layout import PROTOCOLS, RESULT
@@ -26,8 +26,13 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_number(value: Any) -> bool:
+    # A whole number may be too large to be made a float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _is_percent(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 100
+    return _is_number(value) and 0 <= value <= 100
 
 
 def _is(*kinds: type) -> Callable[[Any], bool]:
@@ -42,7 +47,16 @@ def _is_backbone(value: Any) -> bool:
 
 def _are_seconds(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        type(part) in (int, float) and math.isfinite(part) and part >= 0 for part in value.values()
+        _is_number(part) and part >= 0 for part in value.values()
+    )
+
+
+def _is_regulariser(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and _is_number(value.get("weight", 0))
+        and isinstance(value.get("options", {}), dict)
     )
 
 
@@ -67,11 +81,27 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _is_class(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("name"), str)
+        and _is_whole(found.get("images"))
+        and found["images"] > 0
+        and _is_percent(found.get("accuracy"))
+        and isinstance(found.get("taken_for"), dict)
+        and all(_is_whole(count) and count > 0 for count in found["taken_for"].values())
+        and sum(found["taken_for"].values()) <= found["images"]
+    )
+
+
+def _are_classes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_class, value))
+
+
 def _is_score(found: Any) -> bool:
     return (
         isinstance(found, dict)
-        and type(found.get("score")) in (int, float)
-        and math.isfinite(found["score"])
+        and _is_number(found.get("score"))
         and found["score"] >= 0
         and _is_percent(found.get("exact"))
         and _is_whole(found.get("examples"))
@@ -96,7 +126,7 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
     "target": _is(str),  # what was tested on, named as its config file is
     "name": _is(str),  # of the run: trainer and regulariser
     "trainer": _is(str),
-    "regulariser": _is(dict, _OPTIONAL),  # name, weight, spaces, options, ...; null: none acts
+    "regulariser": _is_regulariser,  # name, weight, spaces, options, ...; null: none acts
     "backbone": _is_backbone,  # name and weights
     "config": _is(str),
     "shots": _is_whole,
@@ -113,6 +143,8 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
 MORE: Dict[str, Callable[[Any], bool]] = {
     # dataset -> linear_probe and zero_shot (or null) in percent, strength, classes and images
     "probes": _are_probes,
+    # of each class its name, images, accuracy in percent, and taken_for: images by wrong class
+    "per_class": _are_classes,
     # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that are
     # a reference word for word) and the number of examples
     "scores": _are_scores,
@@ -147,11 +179,13 @@ def check(content: Any) -> None:
 
 
 def _unfit(field: str, value: Any) -> str:
-    """What of a field does not fit: of several probes the first one."""
+    """What of a field does not fit: of several probes or classes the first one."""
     if field == "probes" and isinstance(value, dict):
         for dataset, found in value.items():
             if not _is_probe(found):
                 return f"the probe {found} of {dataset}"
+    if field == "per_class" and isinstance(value, list):
+        return f"the class {next(found for found in value if not _is_class(found))} in {field}"
     return f"{field} {value}"
 
 

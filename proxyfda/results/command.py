@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from proxyfda.results.continual import summarise_continual
+from proxyfda.experiments import layout
 from proxyfda.experiments.layout import IMAGE_TO_TEXT
+from proxyfda.results.continual import summarise_continual
 from proxyfda.results.forgetting import summarise_forgetting
 from proxyfda.results.image_to_text import read_image_to_text, summarise_image_to_text
 from proxyfda.results.matrix import summarise_matrix
 from proxyfda.results.probes import read_runs
 from proxyfda.results.published import compare
+from proxyfda.results.runs import labelled_folders
 from proxyfda.results.summary import TABLES as TABLES_OF_TESTS
 from proxyfda.results.summary import Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
-from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.results.targets import check_file, write
+from proxyfda.utils.errors import BadValue
+from proxyfda.utils.suggest import did_you_mean
 
 TABLES = (
     *TABLES_OF_TESTS, "finetune", "finetune_matrix", "continual", "continual_matrix",
@@ -25,7 +28,7 @@ TABLES = (
 )  # fmt: skip
 """The tables that there are; the four before those of captions and answers are of probes."""
 _ON_REQUEST = ("finetune_matrix",)  # as large as the number of datasets squared
-_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
 
 
 def sections(records, only=None, runs=(), split="test", spoken=()):
@@ -87,24 +90,21 @@ def main(argv=None):
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~proxyfda.results.collect`; several tables where
-            one is wanted.
+            one is wanted, or an ending of ``--output`` that says no form.
+        CannotWrite: a file that cannot be written.
     """
     args = _parser().parse_args(argv)
-    spoken = read_image_to_text(*args.outputs)
-    records, runs = read_runs(args.outputs, args.split, required=not spoken)
+    form = _form(args)
+    diagnoses, spoken = _diagnoses(args), read_image_to_text(*args.outputs)
+    required = not spoken and not _only_diagnoses(diagnoses, args)
+    records, runs = read_runs(args.outputs, args.split, required)
     tables = sections(records, args.protocol, runs, args.split, spoken)
-    form = args.form or _SUFFIXES.get(os.path.splitext(args.output or "")[1].lower(), "text")
     if form == "csv" and args.protocol:
         tables = {args.protocol: tables[args.protocol]}
     if form == "csv" and len(tables) > 1:
         raise BadValue(
             f"a CSV holds one table and there are {', '.join(tables)}; choose by --protocol"
         )
-    for path in (args.output, args.html):
-        folder = os.path.dirname(path or "")
-        if folder and not os.path.isdir(folder):
-            flag = "--output" if path == args.output else "--html"
-            raise NotFound(f"{flag}: the folder {folder} does not exist; make it first")
     comparisons = None
     if args.compare:
         comparisons = compare(tables.get("base2new", Summary([])), records)
@@ -119,7 +119,7 @@ def main(argv=None):
         print(outside, file=sys.stderr)
     text = "\n".join(texts)
     if args.output:
-        Path(args.output).write_text(text, encoding="utf-8")
+        write("--output", args.output, text)
         print(f"Wrote {args.output}")
     else:
         if hasattr(sys.stdout, "reconfigure"):
@@ -128,11 +128,60 @@ def main(argv=None):
     if args.html:
         from proxyfda.results.page import page
 
-        html = page(records, tables, comparisons, args.outputs, args.curves, runs, args.split)
-        Path(args.html).write_text(html, encoding="utf-8")
+        html = page(
+            records,
+            tables,
+            comparisons,
+            args.outputs,
+            args.curves,
+            runs,
+            args.split,
+            diagnoses,
+            spoken,
+        )
+        write("--html", args.html, html)
         print(f"Wrote {args.html}", file=sys.stderr)
     sound = all(s.uniform and all(row.complete for row in s.rows) for s in tables.values())
     return int(args.strict and not sound)
+
+
+def _form(args):
+    """The form of the tables; files that cannot be written are refused here, before any work.
+
+    Raises:
+        BadValue: the ending of ``--output`` says no form, or it is the page's file.
+        UserError: see :func:`~proxyfda.results.targets.check_file`.
+    """
+    for flag, path in (("--output", args.output), ("--html", args.html)):
+        if path is not None:
+            check_file(flag, path)
+    if args.output is None:
+        return args.form or "text"
+    if args.html is not None and os.path.abspath(args.html) == os.path.abspath(args.output):
+        raise BadValue(f"--output and --html are both {args.output}; give each a file of its own")
+    ending = os.path.splitext(args.output)[1].lower()
+    if args.form is None and ending not in _SUFFIXES:
+        raise BadValue(
+            f"the ending of --output {args.output} says no form{did_you_mean(ending, _SUFFIXES)}; "
+            f"use {', '.join(_SUFFIXES)}, or say the form by {', '.join(f'--{f}' for f in FORMS)}"
+            + (" (a page is written by --html)" if ending in (".html", ".htm") else "")
+        )
+    return args.form or _SUFFIXES[ending]
+
+
+def _diagnoses(args):
+    """What ``python -m proxyfda.diagnose`` left in the outputs; only a page shows it."""
+    if not args.html:
+        return []
+    from proxyfda.results.diagnosed import find
+
+    return find(folder for folder, _ in labelled_folders(args.outputs))
+
+
+def _only_diagnoses(diagnoses, args):
+    """Whether the outputs hold diagnoses and no runs at all, which is enough for a page."""
+    folders = [str(folder) for folder, _ in labelled_folders(args.outputs)]
+    return bool(diagnoses) and not any(any(layout.run_folders(folder)) for folder in folders)
 
 
 def _parser():
@@ -155,8 +204,12 @@ def _parser():
     add(
         "--protocol", choices=TABLES, help="this table alone (and finetune_matrix on request alone)"
     )
-    add("--output", metavar="FILE", help="write to FILE, by its suffix .md, .csv or .tex")
-    add("--html", metavar="FILE", help="write a page with tables and figures as well")
+    add("--output", metavar="FILE", help=f"write to FILE, whose ending is {', '.join(_SUFFIXES)}")
+    add(
+        "--html",
+        metavar="FILE",
+        help="write a page with tables, figures, classes and diagnoses as well",
+    )
     add("--no-curves", dest="curves", action="store_false", help="no training curves on that page")
     add("--split", default="test", choices=("test", "val"), help="results on it")
     add("--strict", action="store_true", help="exit code 1 if a run is missing or a row is mixed")

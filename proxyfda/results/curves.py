@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from proxyfda.results.names import PROTOCOL_TITLES
 from proxyfda.results.summary import names_of
 
 _POINTS = 100  # of a curve, each the mean over as many steps as it takes
@@ -20,7 +21,8 @@ def read_curves(records, points=_POINTS):
         points: steps are averaged in bins so that no more than this many are left.
 
     Returns:
-        Dict by dataset (its title) of dicts by trainer (its name in tables) of dicts by quantity
+        Dict by dataset (its title, and the protocol in brackets where it was trained on in
+        several) of dicts by trainer (its name in tables) of dicts by quantity
         (``loss`` first, then its terms and ``acc``; not the learning rate) of the pair of steps [T]
         and values [seeds, T]. Seeds whose runs have another number of steps are left out with a
         line on stderr that says so.
@@ -30,6 +32,10 @@ def read_curves(records, points=_POINTS):
         for name, record in names_of(records)
         if record.part in ("base", "all") and (Path(record.folder) / "tensorboard").is_dir()
     ]
+    protocols, shots = {}, {}
+    for name, record in runs:
+        protocols.setdefault(record.title, set()).add(record.protocol)
+        shots.setdefault((record.title, record.protocol, name), set()).add(record.shots)
     together = {}
     shown = runs
     if sys.stderr.isatty():
@@ -37,12 +43,14 @@ def read_curves(records, points=_POINTS):
 
         shown = tqdm(runs, desc="event files", unit="run", leave=False)
     for name, record in shown:
-        several = {r.shots for n, r in runs if (n, r.dataset) == (name, record.dataset)}
-        if len(several) > 1:
+        title = record.title
+        if len(shots[title, record.protocol, name]) > 1:
             name = f"{name} {record.shots} shots"
+        if len(protocols[title]) > 1:
+            title += f" ({PROTOCOL_TITLES.get(record.protocol, record.protocol)})"
+        found = together.setdefault(title, {}).setdefault(name, {})
         for tag, (steps, values) in read_events(Path(record.folder) / "tensorboard").items():
-            place = together.setdefault(record.title, {}).setdefault(name, {}).setdefault(tag, [])
-            place.append((*_binned(steps, values, points), record.folder))
+            found.setdefault(tag, []).append((*_binned(steps, values, points), record.folder))
     return {
         dataset: {
             name: {tag: _stacked(tags[tag]) for tag in sorted(tags, key=lambda t: (t != "loss", t))}

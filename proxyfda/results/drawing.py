@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from proxyfda.names import METHODS, PREFIXES, split_run_name, tunes_end_to_end
 from proxyfda.results.names import learns_nothing
+from proxyfda.utils.files import write_atomically
 
 # Each trio runs from light to dark, so that the order survives in greyscale; what is equally light
 # differs in marker, hatch and line.
@@ -140,11 +141,13 @@ def add_legend(figure, handles, rows):
 
 
 def save_figure(figure, stem):
-    """Save a figure as ``<stem>.png`` and ``<stem>.svg``; returns their paths."""
+    """Save a figure as ``<stem>.png`` and ``<stem>.svg``, whole or not at all; returns both."""
     # Text stays text in the SVG; a fixed salt and no date make it the same file every time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "proxyfda"}):
-        figure.savefig(f"{stem}.png", dpi=160)
-        figure.savefig(f"{stem}.svg", metadata={"Date": None})
+        write_atomically(f"{stem}.png", lambda path: figure.savefig(path, format="png", dpi=160))
+        write_atomically(
+            f"{stem}.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
+        )
     return [Path(f"{stem}.png"), Path(f"{stem}.svg")]
 
 

@@ -10,6 +10,7 @@
 * of probes (:mod:`proxyfda.results.probe_figures`): ``forgetting``, accuracy against forgetting;
   ``strengths``, both over λ on the validation split; ``wise_ft``, both over α; ``continual``,
   accuracy over a row of tasks.
+* ``captioning``, ``vqa``: the score on the tuned family against its change on the others.
 
 All as PNG and SVG; markers, hatches and line styles tell the trainers apart without colour. The
 numbers are those of :mod:`proxyfda.results`, the whiskers its standard deviations.
@@ -27,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from proxyfda.experiments.layout import IMAGE_TO_TEXT
 from proxyfda.names import is_zero_shot, split_run_name
 from proxyfda.results.curves import read_curves
 from proxyfda.results.drawing import (
@@ -40,9 +42,12 @@ from proxyfda.results.drawing import (
     save_figure,
     styles_of,
 )
+from proxyfda.results.image_to_text import read_image_to_text, summarise_image_to_text
+from proxyfda.results.image_to_text_figures import image_to_text_figures
 from proxyfda.results.probe_figures import probe_figures
 from proxyfda.results.probes import read_runs
 from proxyfda.results.summary import AVERAGE, summarise, summarise_accuracy
+from proxyfda.results.targets import check_folder, writing
 from proxyfda.utils.errors import BadValue, show_user_errors
 
 _LONGEST_TITLE = 24
@@ -335,6 +340,7 @@ def figures(summary, tables=None, curves=None, runs=(), split="test"):
         for host, rows in _by_host(fewshot.rows):
             yield f"fewshot{host}", drawn(fewshot_figure, rows)
     yield from probe_figures(runs, split)
+    yield from image_to_text_figures(tables or {})
     for dataset, found in (curves or {}).items():
         yield f"training_{dataset}", drawn(training_figure, found, f"Training on {dataset}")
 
@@ -363,13 +369,16 @@ def save_figures(summary, folder, tables=None, curves=None, runs=(), split="test
         Paths of the files.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("the folder", str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
     saved = []
     for name, figure in figures(summary, tables, curves, runs, split):
         if isinstance(figure, str):
             print(f"Left out {name}: {figure}")
         else:
-            saved += save_figure(figure, folder / re.sub(r"[^\w.+-]+", "_", name))
+            stem = folder / re.sub(r"[^\w.+-]+", "_", name)
+            with writing("the figure", str(stem)):
+                saved += save_figure(figure, stem)
     return saved
 
 
@@ -458,9 +467,12 @@ def main(argv=None):
         "--curves", action="store_true", help="training curves too (reads all event files)"
     )
     args = parser.parse_args(argv)
-    records, runs = read_runs(args.outputs, args.split)
+    check_folder("--out", args.out)
+    spoken = read_image_to_text(*args.outputs)
+    records, runs = read_runs(args.outputs, args.split, required=not spoken)
     curves = read_curves(records) if args.curves else None
     tables = summarise_accuracy(records)
+    tables.update((name, summarise_image_to_text(spoken, name)) for name in IMAGE_TO_TEXT)
     for path in save_figures(summarise(records), args.out, tables, curves, runs, args.split):
         print(f"Saved {path}")
     return 0

@@ -25,7 +25,7 @@ from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
 from proxyfda.names import METHODS, PRETRAINED
 from proxyfda.results.names import title_of, trainer_order
-from proxyfda.results.runs import labelled
+from proxyfda.results.runs import Record, details_of, labelled_folders
 from proxyfda.results.summary import Summary
 from proxyfda.results.tables import Block, cell, notes_of, seeds_cell
 from proxyfda.utils.errors import NotFound, UserError
@@ -33,7 +33,7 @@ from proxyfda.utils.errors import NotFound, UserError
 __all__ = ["SpokenRow", "SpokenRun", "read_image_to_text", "summarise_image_to_text"]
 
 OTHERS = "others"
-_MEASURE = {"captioning": "CIDEr", "vqa": "VQA accuracy"}
+MEASURES = {"captioning": "CIDEr", "vqa": "VQA accuracy"}
 _FREE = {"seed", "method", "weight", "tune_on"}
 """Options that may differ between rows, or between a row's runs."""
 
@@ -60,6 +60,25 @@ class SpokenRun:
         """That all runs of a table have to share."""
         found = (self.result or {}).get("cfg", {})
         return {key: value for key, value in found.items() if key not in _FREE}
+
+    @property
+    def record(self) -> Record:
+        """The run as lists of runs have it."""
+        return Record(
+            part="all",
+            dataset=self.family,
+            trainer=self.name,
+            config=self.config,
+            shots=-1,
+            seed=self.seed,
+            accuracy=float(self.result["accuracy"]) if self.result else None,
+            fault=self.fault,
+            title=self.family,
+            folder=self.folder,
+            protocol=self.protocol,
+            label=self.label,
+            details=details_of(self.result) if self.result else {},
+        )
 
 
 @dataclass(frozen=True)
@@ -106,8 +125,7 @@ def read_image_to_text(*outputs: str) -> list[SpokenRun]:
         NotFound: an output folder does not exist.
     """
     found = []
-    for output in outputs:
-        folder, label = labelled(output)
+    for folder, label in labelled_folders(outputs):
         if not os.path.isdir(folder):
             raise NotFound(f"{folder} is no folder; give the output folder of the scripts")
         for path in layout.run_folders(str(folder)):
@@ -186,7 +204,7 @@ class _Table:
         self.runs, self.family, self.notes = list(runs), family, []
         done = [run for run in runs if run.result]
         # Folders spell families without blanks.
-        self.title = next((run.result["source"] for run in done), family)
+        self.title = next((run.result.get("source") or family for run in done), family)
         self.before = next((run.result for run in before if run.result), None)
         if self.before is None:
             self.notes.append(f"No Δ: the model {model} as it was pre-trained was not asked.")
@@ -316,7 +334,7 @@ def _blocks(summary: Summary) -> list[Block]:
 
 def _blocks_of(model: str, family: str, rows: Sequence[SpokenRow]) -> list[Block]:
     protocol = rows[0].protocol
-    measure = _MEASURE[protocol]
+    measure = MEASURES[protocol]
     what = {"captioning": "Captioning", "vqa": "Visual question answering"}[protocol]
     probed = any(row.linear_probe is not None for row in rows)
     own = [row for row in rows if row.dataset == family]

@@ -1,4 +1,4 @@
-"""The order of trainers and datasets in tables."""
+"""Names in tables, and the order of trainers and datasets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from proxyfda.names import (
     split_run_name,
     tunes_end_to_end,
 )
+
+PROTOCOL_TITLES = {
+    "base2new": "base to new",
+    "fewshot": "few-shot",
+    "transfer": "transfer",
+    "zeroshot": "zero-shot",
+    "finetune": "end to end",
+    "continual": "tasks in a row",
+    "captioning": "captioning",
+    "vqa": "question answering",
+}
+"""What a page calls the protocols of :mod:`proxyfda.experiments.layout`."""
 
 # Regularisers in the order of tables; any others follow by name.
 _REGULARISERS = ("", *PREFIXES.values())

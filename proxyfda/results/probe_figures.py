@@ -26,6 +26,7 @@ from proxyfda.results.summary import AVERAGE
 from proxyfda.utils.errors import BadValue
 
 __all__ = [
+    "against_forgetting",
     "continual_figure",
     "forgetting_figure",
     "pareto_front",
@@ -134,23 +135,39 @@ def forgetting_figure(rows):
         raise BadValue("no method has a Δ_LP; probe the pre-trained backbone too")
     measures = ["delta"]
     measures += ["delta_zero_shot"] * any(row.delta_zero_shot is not None for row in rows)
-    styles = _styles(rows)
-    figure, panels = panels_of(measures, width=4.6)
-    for measure, axes in panels.items():
+    panels = {}
+    for measure in measures:
         points = []
         for row in rows:
             at = row.accuracy, 0.0 if row.trainer == PRETRAINED else getattr(row, measure)
-            if None not in at:
-                errors = row.accuracy_std, getattr(row, f"{measure}_std")
-                point_with_errors(axes, at, errors, styles[row.name])
-                points.append(at)
+            points.append((row.name, at, (row.accuracy_std, getattr(row, f"{measure}_std"))))
+        panels[f"forgetting, {_AXES[measure]}"] = points
+    label = f"accuracy on the tuned dataset, {_AXES['accuracy']}"
+    return against_forgetting(rows, label, panels)
+
+
+def against_forgetting(rows, label, panels):
+    """What was learned against what was forgotten, with the Pareto front of the means.
+
+    Args:
+        rows: all that are shown.
+        label: of what was learned.
+        panels: by what is called forgetting in them, lists of a row's name, its point and the
+            errors of that; a point with a ``None`` is left out.
+    """
+    styles = _styles(rows)
+    figure, axes_of = panels_of(list(panels), width=4.6)
+    for forgetting, axes in axes_of.items():
+        points = [point for point in panels[forgetting] if None not in point[1]]
+        for name, at, errors in points:
+            point_with_errors(axes, at, errors, styles[name])
         axes.axhline(0, color="0.75", linewidth=0.9, linestyle=":", zorder=0)
         axes.margins(0.12)
         axes.autoscale_view()
-        _draw_front(axes, pareto_front(points))
+        _draw_front(axes, pareto_front([at for _, at, _ in points]))
         _plain(axes)
-        axes.set_xlabel(f"accuracy on the tuned dataset, {_AXES['accuracy']}")
-        axes.set_ylabel(f"forgetting, {_AXES[measure]}")
+        axes.set_xlabel(label)
+        axes.set_ylabel(forgetting)
     handles = [handle_of(name, style) for name, style in styles.items()]
     handles.append(Line2D([], [], color="0.6", linewidth=1.0, label="Pareto front"))
     add_legend(figure, handles, rows)

@@ -21,7 +21,14 @@ from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
 from proxyfda.names import NONE, WISE_FT, split_run_name
 from proxyfda.results.names import known_first, title_of
-from proxyfda.results.runs import Record, collect, details_of, labelled, mismatch, same_run
+from proxyfda.results.runs import (
+    Record,
+    collect,
+    details_of,
+    labelled_folders,
+    mismatch,
+    same_run,
+)
 from proxyfda.results.summary import Cells
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
@@ -108,8 +115,7 @@ def read_probes(*outputs) -> list[ProbedRun]:
         ValueError: the same run in two of the folders.
     """
     found = {}
-    for output in outputs:
-        folder, label = labelled(output)
+    for folder, label in labelled_folders(outputs):
         if not os.path.isdir(folder):
             raise NotFound(f"{folder} is no folder; give the output folder of the scripts")
         for run in _runs(str(folder), label):
@@ -280,8 +286,8 @@ def _tuned(outputs):
     """Whether there are trainings that probes can be of."""
     places = (
         layout.parse(folder)
-        for output in outputs
-        for folder in layout.run_folders(str(labelled(output)[0]))
+        for output, _ in labelled_folders(outputs)
+        for folder in layout.run_folders(str(output))
     )
     return any(place and place.protocol in ("finetune", "continual") for place in places)
 

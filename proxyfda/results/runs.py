@@ -38,8 +38,8 @@ class Record:
         log: whether it was read from a log, so that the accuracy is rounded.
         remark: what has to be said about it below a table, otherwise empty.
         details: as far as known ``cfg`` (flat, values as text), ``versions``, ``time``, ``engine``,
-            ``backbone`` (pair of its name and weights), ``regulariser`` (dict), and ``source``, the
-            dataset that the model of a transfer run was trained on.
+            ``backbone`` (pair of its name and weights), ``regulariser`` (dict), ``per_class``
+            (list), and ``source``, the dataset that the model of a transfer run was trained on.
     """
 
     part: str
@@ -86,11 +86,11 @@ def collect(*outputs, split="test", required=True):
 
     Raises:
         FileNotFoundError: an output folder does not exist or holds no runs.
-        ValueError: no complete run, or the same run in two of the folders.
+        ValueError: no complete run, the same run in two of the folders, or a label twice.
     """
     found, elsewhere = {}, {}
-    for output in outputs:
-        for record, its_split in _with_owner(list(_runs(*labelled(output), required))):
+    for folder, label in labelled_folders(outputs):
+        for record, its_split in _with_owner(list(_runs(folder, label, required))):
             wanted = its_split in ("", split)
             place = record.place
             for other in (found.get(place), elsewhere.get(place, [None])[0]):
@@ -136,6 +136,24 @@ def _with_owner(runs):
 
 def _empty(record):
     return not layout.has_any(record.folder)
+
+
+def labelled_folders(outputs):
+    """Pairs of a folder and its label of several ``[LABEL=]FOLDER``.
+
+    Raises:
+        BadValue: two of them have the same label.
+    """
+    pairs = [labelled(output) for output in outputs]
+    folders = {}
+    for folder, label in pairs:
+        if label and label in folders:
+            raise BadValue(
+                f"the label {label!r} is given to {folders[label]} and to {folder}; give each "
+                "output a label of its own"
+            )
+        folders[label] = folder
+    return pairs
 
 
 def labelled(output):
@@ -267,7 +285,7 @@ def _read_result(record):
 
 def details_of(result):
     """:attr:`Record.details` from the content of a ``result.json``, but for the source."""
-    names = ("versions", "time", "engine", "regulariser")
+    names = ("versions", "time", "engine", "regulariser", "per_class")
     details = {name: result[name] for name in names if result.get(name)}
     details["cfg"] = {key: str(value) for key, value in flat(result.get("cfg") or {})}
     backbone = result.get("backbone") or {}

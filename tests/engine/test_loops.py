@@ -212,6 +212,9 @@ def test_evaluate_gives_the_whole_result(make, capsys):
     trainer = make()
     result = trainer.evaluate()
     assert list(result)[0] == "accuracy"
+    classes = result.pop("per_class")
+    assert sum(one["images"] for one in classes) == 8
+    assert sum(sum(one["taken_for"].values()) for one in classes) == 2
     assert result == {
         "split": "test",
         "accuracy": 75.0,

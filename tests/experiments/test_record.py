@@ -36,6 +36,8 @@ def test_no_field_may_be_missing_where_it_is_written(tmp_path, field):
         ("accuracy", -1), ("accuracy", "71"), ("accuracy", True), ("accuracy", None),
         ("protocol", "few-shot"), ("shots", "16"), ("shots", True), ("seed", "1"),
         ("backbone", "RN50"), ("backbone", {"name": "RN50"}), ("regulariser", "rkd"),
+        ("regulariser", {}), ("regulariser", {"name": "rkd", "weight": "3"}), ("accuracy", 10**400),
+        ("regulariser", {"name": "rkd", "options": []}),
         ("dataset", None), ("source", 3), ("cfg", []),
     ],
 )  # fmt: skip
@@ -45,6 +47,29 @@ def test_a_field_of_another_kind_is_refused_in_both_directions(tmp_path, field, 
     (tmp_path / "result.json").write_text(json.dumps({"schema": 1, **WHOLE, field: value}))
     with pytest.raises(BadValue, match=f"^{tmp_path}/result.json has {field} "):
         record.read(str(tmp_path))
+
+
+CAT = {"name": "cat", "images": 4, "accuracy": 75.0, "taken_for": {"dog": 1}}
+
+
+def test_classes_are_written_and_read_back(tmp_path):
+    record.write(str(tmp_path), {**WHOLE, "per_class": [CAT]})
+    assert record.read(str(tmp_path))["per_class"] == [CAT]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"images": 0}, {"images": 4.0}, {"accuracy": float("nan")}, {"name": 3},
+        {"taken_for": ["dog"]}, {"taken_for": {"dog": 0}}, {"taken_for": {"dog": 5}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_class_that_does_not_fit_is_named(tmp_path, wrong):
+    with pytest.raises(BadValue, match="since it has the class {'name': .*} in per_class"):
+        record.write(str(tmp_path), {**WHOLE, "per_class": [CAT, {**CAT, **wrong}]})
+    with pytest.raises(BadValue, match="since it has per_class cat"):
+        record.write(str(tmp_path), {**WHOLE, "per_class": "cat"})
 
 
 @pytest.mark.parametrize("schema", [2, "1", True], ids=repr)

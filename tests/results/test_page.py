@@ -3,13 +3,16 @@
 import base64
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from result_trees import run_folder, write_run, write_runs
+from full_output import HOSTILE, write_full
+from result_trees import run_folder, write_plain, write_run, write_runs
 
-from proxyfda.results import collect, main, summarise, table
+from proxyfda.results import collect, main, markup, run_list, summarise, table
+from proxyfda.results.tables import Block
 
 NUMBERS = {
     "my_birds & bees": {
@@ -65,7 +68,7 @@ class TestLatex:
 class _Reader(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.open, self.links, self.images, self.words = [], [], [], []
+        self.open, self.links, self.images, self.words, self.names = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -73,6 +76,7 @@ class _Reader(HTMLParser):
         if tag not in ("meta", "img"):
             self.open.append(tag)
         self.links += [attrs[name] for name in ("href", "src") if name in attrs]
+        self.names += [attrs["id"]] if "id" in attrs else []
         if tag == "img":
             self.images.append(attrs)
 
@@ -105,7 +109,11 @@ class TestPage:
     def test_it_is_whole_and_loads_nothing(self, page):
         reader = _Reader(page)
         assert reader.open == []
-        assert reader.links and all(link.startswith("data:image/") for link in reader.links)
+        inside = {f"#{name}" for name in reader.names}
+        assert len(inside) == len(reader.names) > 3
+        assert reader.images and all(
+            link.startswith("data:image/") or link in inside for link in reader.links
+        )
         assert not re.search(r"https?://|@import|url\(|<script", page)
         assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
@@ -127,6 +135,67 @@ class TestPage:
     def test_it_is_the_same_every_time(self, page, full_output, tmp_path):
         main([str(full_output), "--html", str(tmp_path / "again.html"), "--compare", "published"])
         assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+    def test_there_is_a_section_of_every_kind_and_a_line_of_each_in_the_contents(self, tmp_path):
+        path = tmp_path / "page.html"
+        assert main([str(write_full(tmp_path / "output")), "--html", str(path)]) == 0
+        html = path.read_text(encoding="utf-8")
+        titles = re.findall(r"<h2 id=[^>]*>([^<]*)</h2>", html)
+        assert titles == [
+            "Base to new", "Few-shot", "Tuning end to end", "Tasks in a row", "Captioning",
+            "Visual question answering", "Diagnostics", "Classes", "What was run",
+        ]  # fmt: skip
+        reader = _Reader(html)
+        assert reader.open == []
+        assert {link for link in reader.links if link.startswith("#")} <= {
+            f"#{name}" for name in reader.names
+        }
+        contents = html[html.index("<nav") : html.index("</nav>")]
+        assert all(f">{title}</a>" in contents for title in titles)
+        words = " ".join(reader.words)
+        for text in (
+            HOSTILE,
+            "has accuracy <i>ninety</i>",
+            "otter → beaver: 37.5",
+            "Run with torch",
+        ):
+            assert text in words, text
+        for place in ("<b onclick", "<i>ninety"):
+            assert place not in html
+        captions = " ".join(image["alt"] for image in reader.images)
+        for start in (
+            "Base against", "New accuracy", "Accuracy on all classes", "Accuracy on the",
+            "Accuracy after each", "CIDEr on the tuned", "dtd_layers", "scatter",
+        ):  # fmt: skip
+            assert start in captions, start
+
+    def test_the_average_stands_first_and_the_rest_of_a_long_table_is_folded(self):
+        lines = [["x", "CoOp", "1"], ["", "FDACoOp", "2"], ["average", "CoOp", "3"]]
+        block = Block("Title", ("dataset", "trainer", "H"), lines, "caption")
+        html = markup.table(block)
+        assert html.index("<td>3</td>") < html.index("<td>1</td>") < html.index("<td>2</td>")
+        assert "<details>" not in html
+        html = markup.table(replace(block, lines=[*lines[:2] * 30, lines[2]]))
+        shown, folded = html.split("<details><summary>Each of the 30 datasets</summary>")
+        assert "<td>3</td>" in shown and "<td>1</td>" not in shown
+        assert folded.count("<td>1</td>") == 30
+
+    def test_many_incomplete_runs_are_counted_and_all_there(self, tmp_path):
+        output = write_runs(tmp_path, {"dtd": {"CoOp": ([80], [40])}})
+        for seed in range(2, 32):
+            run_folder(output, "base", "dtd", "CoOp", seed).mkdir(parents=True)
+        html = run_list.incomplete(collect(output))
+        assert html.count("<li>") == 30 and "<summary>10 more</summary>" in html
+
+    def test_seconds_and_versions(self, tmp_path):
+        for seed, version in ((1, "2.1"), (2, "2.1")):
+            write_run(tmp_path, "base", "dtd", "CoOp", seed, 70, time={"run": 617.3},
+                      versions={"torch": version})  # fmt: skip
+        html = run_list.settings(collect(tmp_path))
+        assert '<td class="number">1,235</td>' in html and "Run with torch 2.1." in html
+        write_run(tmp_path, "base", "dtd", "MaPLe", 1, 70, versions={"torch": "2.4"})
+        html = run_list.settings(collect(tmp_path))
+        assert "<td>torch 2.1</td>" in html and "<td>torch 2.4</td>" in html
 
     def test_missing_folder(self, output, tmp_path):
         with pytest.raises(FileNotFoundError, match="--html: the folder .*nowhere does not exist"):
@@ -153,6 +222,22 @@ class TestCurves:
         steps, values = found["loss"]
         assert steps.tolist() == [0, 1, 2, 3]
         assert values.tolist() == [[0, 1, 2, 3], [10, 11, 12, 13]]
+
+    def test_protocols_are_kept_apart(self, output):
+        events = {"train/loss": [(0, 1.0), (1, 2.0)]}
+        write_events(run_folder(output, "base", "dtd", "CoOp", 1), [events])
+        for shots in (4, 16):
+            folder = write_plain(output, f"dtd/CoOp/cfg_{shots}shots/seed1", 50, trainer="CoOp",
+                                 seed=1, shots=shots)  # fmt: skip
+            write_events(folder, [{"train/loss": [(0, 5.0), (1, 6.0)]}])
+        curves = self.read(output)
+        assert set(curves) == {
+            "DescribableTextures (base to new)", "DescribableTextures (few-shot)",
+        }  # fmt: skip
+        assert list(curves["DescribableTextures (base to new)"]) == ["CoOp"]
+        assert set(curves["DescribableTextures (few-shot)"]) == {"CoOp 4 shots", "CoOp 16 shots"}
+        _, values = curves["DescribableTextures (base to new)"]["CoOp"]["loss"]
+        assert values.tolist() == [[1, 2]]
 
     def test_a_resumed_run_counts_each_step_once(self, output):
         folder = run_folder(output, "base", "dtd", "CoOp", 1)

@@ -3,12 +3,14 @@
 import os
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import run as command_line
 
 import train
 from proxyfda.benchmarks import BENCHMARKS
+from proxyfda.experiments import layout
 
 ROOT = Path(train.__file__).parent
 
@@ -124,3 +126,25 @@ def test_wrong_words_for_the_script_are_reported(dry, tmp_path, words, message):
 def test_a_missing_data_folder_is_reported(dry):
     with pytest.raises(ValueError, match="DATA=/path/to/datasets"):
         dry("zeroshot", "dtd", data="")
+
+
+def test_base2new_ends_with_the_table_of_what_it_ran(tmp_path, capsys, monkeypatch):
+    for name in command_line.HELP:
+        monkeypatch.delenv(name, raising=False)
+    for run, shots, seed, base, new in (
+        ("CoOp", 4, 1, 80, 40), ("CoOp", 4, 2, 82, 44), ("ZeroshotCLIP", 16, 1, 70, 60),
+        ("CoOp", 16, 1, 11, 12), ("MaPLe", 4, 1, 21, 22),
+    ):  # fmt: skip
+        for dataset in ("dtd", "eurosat"):
+            for part, accuracy in (("train_base", base), ("test_new", new)):
+                place = layout.base2new(part, dataset, shots, run, "cfg", seed)
+                (tmp_path / place).mkdir(parents=True)
+                (tmp_path / place / "result.json").write_text(f'{{"accuracy": {accuracy}}}')
+    words = ["base2new", "CoOp", "dtd", "1", "4", "--data", "/data", "--output", str(tmp_path)]
+    command_line._show_results(command_line._parse(words), [SimpleNamespace(complete=True)])
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["DescribableTextures", "ZeroshotCLIP", "70.00", "60.00", "64.62", "-"] in rows
+    numbers = ["81.00", "±", "1.41", "42.00", "±", "2.83", "55.32"]
+    assert ["CoOp", *numbers] in [row[:8] for row in rows]
+    assert "MaPLe" not in printed and "EuroSAT" not in printed and "11.00" not in printed
