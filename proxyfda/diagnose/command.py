@@ -64,6 +64,7 @@ def _compare(args: argparse.Namespace) -> int:
     rows, per_class, text, notes = [], [], [], {}
     for path in paths:
         sample = _sample(args, path)
+        print(f"{sample.name}: {len(sample.labels)} images", flush=True)
         frozen = encode(frozen_model, sample, layers=True)
         tuned = {name: encode(model, sample, layers=True) for name, model in tuned_models.items()}
         found = {
