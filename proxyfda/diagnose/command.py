@@ -122,7 +122,7 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 def _name(model: str, more: int) -> str:
     """The name of a model; ``more``: from 0, the method alone, to 3, the whole path."""
     place = layout.parse(model) if osp.isdir(model) else None
-    if more == 3 or (more and not place):
+    if more == 3:
         return model
     if not place:
         head, _, path = model.rpartition("=")
