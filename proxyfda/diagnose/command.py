@@ -64,6 +64,7 @@ def _compare(args: argparse.Namespace) -> int:
     rows, per_class, text, notes = [], [], [], {}
     for path in paths:
         sample = _sample(args, path)
+        print(f"{sample.name}: {len(sample.labels)} images", flush=True)
         frozen = encode(frozen_model, sample, layers=True)
         tuned = {name: encode(model, sample, layers=True) for name, model in tuned_models.items()}
         found = {
@@ -121,7 +122,7 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 def _name(model: str, more: int) -> str:
     """The name of a model; ``more``: from 0, the method alone, to 3, the whole path."""
     place = layout.parse(model) if osp.isdir(model) else None
-    if more == 3 or (more and not place):
+    if more == 3:
         return model
     if not place:
         head, _, path = model.rpartition("=")

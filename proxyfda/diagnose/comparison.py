@@ -40,7 +40,8 @@ class Comparison:
         zero_shot, zero_shot_before: accuracy by the classes' texts; None without texts.
         kept: share of neighbours kept of each image [N].
         moved: distance of each feature to where it was [N].
-        layers: after how many blocks -> mean distance of the tokens' mean to where it was.
+        layers: after how many blocks, or at which stage -> mean distance of the tokens' mean to
+            where it was.
     """
 
     overlap: float

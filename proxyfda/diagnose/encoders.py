@@ -108,10 +108,7 @@ def encode(model: Encoder, sample: Sample, *, layers: bool = False) -> Encoded:
     if model.has_texts:
         texts = zero_shot_weights(model, sample.classnames, sample.templates).float().cpu()
         guesses = (found @ texts.t()).argmax(1)
-    positions = _positions(model) if layers else []
-    means = {at: torch.cat(parts) for at, parts in zip(positions, zip(*slices))}
-    return Encoded(found, means, guesses)
-
-
-def _positions(backbone: ImageBackbone) -> list[int]:
-    return slice_positions(len(backbone.blocks()))
+    parts = [torch.cat(each) for each in zip(*slices)] if layers else []
+    blocks = len(model.blocks())
+    positions = slice_positions(blocks) if blocks else range(len(parts))  # of stages all
+    return Encoded(found, dict(zip(positions, parts)), guesses)

@@ -45,7 +45,7 @@ def layer_figure(title: str, comparisons: dict[str, Comparison]) -> Figure:
             places, values, label=name, linestyle=style["line"], markeredgecolor="black",
             **point(style),
         )  # fmt: skip
-    axes.set(title=title, xlabel="blocks passed", ylabel="drift of the tokens' mean")
+    axes.set(title=title, xlabel="blocks or stages passed", ylabel="drift of the tokens' mean")
     axes.set_xticks(sorted({at for found in drawn.values() for at in found.layers}))
     axes.set_ylim(bottom=0)
     _legend(figure, drawn)

@@ -118,7 +118,9 @@ class PromptRun:
         for key, value in self.options.items():
             if key.startswith(own) and key in known:
                 merge_options(cfg, [key, value])
-        cfg.TRAINER.NAME, cfg.TRAINER[node].PREC = self.host, "fp32"
+        cfg.TRAINER.NAME = self.host
+        if "PREC" in cfg.TRAINER.get(node, {}):
+            cfg.TRAINER[node].PREC = "fp32"
         cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = -1, "all"
         cfg.DATALOADER.NUM_WORKERS = 0
         cfg.USE_CUDA = next(self.frozen.parameters()).is_cuda

@@ -90,7 +90,8 @@ class Encoded:
 
     Attributes:
         features: [N, d], fp32 on the CPU, not normalised.
-        layers: after how many blocks -> mean over the tokens there [N, C]; empty where it has none.
+        layers: after how many blocks, or at which stage -> mean over the tokens or pixels there
+            [N, C]; empty where it has none.
         guesses: the class that each image is taken for [N], by texts; None without texts.
         note: what has to be said of it, else empty.
     """

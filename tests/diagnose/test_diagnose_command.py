@@ -177,6 +177,15 @@ def test_a_run_without_its_training_is_named(runs, bundled_data, tmp_path):
     assert [line for line in said if f"its training is not in {tmp_path / 'runs' / gone}" in line]
 
 
+def test_all_stages_of_a_convolutional_tower_are_layers(bundled_data):
+    sample = read_sample(FRUITS, str(bundled_data), most=2)
+    found = encode(load_encoder("timm:resnet10t=random"), sample, layers=True)
+    assert list(found.layers) == [0, 1, 2, 3, 4]
+    assert [means.shape for means in found.layers.values()] == [
+        (2, width) for width in (64, 64, 128, 256, 512)
+    ]
+
+
 def test_images_are_prepared_as_the_backbone_says(bundled_data):
     sample = read_sample(FRUITS, str(bundled_data), most=3)
     backbone = load_encoder("ViT-Bundled=bundled")
