@@ -25,8 +25,8 @@ def write(root, name, scores, seed=1, config="bundled", family="a", protocol="vq
         "regulariser": {"name": "fda", "weight": weight} if weight else None,
         "cfg": {"epochs": 3, "seed": seed},
         "scores": {f: {"score": s, "exact": 1.0, "examples": 9} for f, s in scores.items()},
-        "probes": {f: {"linear_probe": min(s, 100.0), "zero_shot": None, "strength": 1e-4, "classes": 2,
-                       "images": 9} for f, s in scores.items()},
+        "probes": {f: {"linear_probe": min(s, 100.0), "zero_shot": None, "strength": 1e-4,
+                       "classes": 2, "images": 9} for f, s in scores.items()},
         **more,
     }  # fmt: skip
     folder.mkdir(parents=True)
