@@ -4,13 +4,14 @@ Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, arXiv 1405.0
 "Microsoft COCO Captions: Data Collection and Evaluation Server", arXiv 1504.00325. Files as they
 come from https://cocodataset.org/#download::
 
-    FOLDER/annotations/captions_val2017.json     images: id, file_name; annotations: image_id, caption
-    FOLDER/annotations/instances_val2017.json    optional: makes families of kinds of things
-    FOLDER/val2017/000000397133.jpg              or FOLDER/images/val2017/
+    FOLDER/annotations/captions_val2017.json    images: id, file_name; annotations: image_id,
+                                                caption
+    FOLDER/annotations/instances_val2017.json   optional: makes families of kinds of things
+    FOLDER/val2017/000000397133.jpg             or FOLDER/images/val2017/
 
 and, optional, the split of Karpathy and Fei-Fei ("Deep Visual-Semantic Alignments for Generating
-Image Descriptions", CVPR 2015), ``dataset_coco.json`` in FOLDER or its ``annotations``, on the images
-of 2014.
+Image Descriptions", CVPR 2015), ``dataset_coco.json`` in FOLDER or its ``annotations``, on the
+images of 2014.
 """
 
 from __future__ import annotations

@@ -24,15 +24,8 @@ def the_file(places, what):
         if os.path.isfile(path):
             return path
     near = next(filter(None, map(similar_neighbour, places)), "")
-    raise NotFound(
-        f"the {what} {places[0]} does not exist; "
-        + (
-            f"rename or link {near}, which is there, or put it there: "
-            if near
-            else "put it there: "
-        )
-        + HINT
-    )
+    remedy = f"rename or link {near}, which is there" if near else f"put it there: {HINT}"
+    raise NotFound(f"the {what} {places[0]} does not exist; {remedy}")
 
 
 def first_folder(places, what):
@@ -82,8 +75,8 @@ def check_key(key, entry, path):
     if not isinstance(entry.get(key), str):
         there = [name for name, value in entry.items() if isinstance(value, str)]
         raise BadValue(
-            f"the entries of {path} have no text {key!r}{did_you_mean(key, there)}; families can be "
-            f"made of {', '.join(there) or 'nothing in it'}"
+            f"the entries of {path} have no text {key!r}{did_you_mean(key, there)}; families can "
+            f"be made of {', '.join(there) or 'nothing in it'}"
         )
 
 

@@ -4,8 +4,10 @@ Goyal et al., "Making the V in VQA Matter: Elevating the Role of Image Understan
 Question Answering", CVPR 2017, arXiv 1612.00837. Files as they come from
 https://visualqa.org/download.html::
 
-    FOLDER/v2_OpenEnded_mscoco_val2014_questions.json   questions: question_id, image_id, question
-    FOLDER/v2_mscoco_val2014_annotations.json           annotations: question_id, answers, question_type, ...
+    FOLDER/v2_OpenEnded_mscoco_val2014_questions.json   questions: question_id, image_id,
+                                                        question
+    FOLDER/v2_mscoco_val2014_annotations.json           annotations: question_id, answers,
+                                                        answer_type, question_type
     FOLDER/val2014/COCO_val2014_000000393225.jpg        or FOLDER/images/val2014/
 
 The JSON files may also lie in ``FOLDER/annotations``. Own images may have any name: an
@@ -30,8 +32,8 @@ def read(folder, split="val2014", family="answer_type"):
         folder: as the module says.
         split: the part of the file names, ``train2014`` or ``val2014``.
         family: the key of the annotations that is the family of an example: ``answer_type``
-            (``yes/no``, ``number``, ``other``), ``question_type`` (``what color is the``, ...; 65 of
-            them), or one of your own.
+            (``yes/no``, ``number``, ``other``), ``question_type`` (``what color is the``, ``is
+            this``, ...), or one of your own.
 
     Raises:
         NotFound: files, folders or images that are not there.

@@ -48,13 +48,13 @@ HELP = {
     "DEVICES": "GPUs joined by commas, or cpu (default: all GPUs, else cpu)",
 }
 OPTIONS = {
-    "EPOCHS": "(default: 4)",
+    "EPOCHS": "(default: 3)",
     "BATCH_SIZE": "(default: 64)",
     "ACCUMULATE": "batches of one step (default: 1)",
-    "LR": "learning rate (default: 5e-4 for the bundled model, 1e-5 for others)",
+    "LR": "learning rate (default: 2e-4 for the bundled model, 1e-5 for others)",
     "PRECISION": "fp32 or bf16 (default: fp32)",
     "TRAIN_SPLIT": "of the file names (default: train2017, or train2014 for VQAv2)",
-    "TEST_SPLIT": "of the file names (default: val2017, or val2014 for VQAv2)",
+    "TEST_SPLIT": "of the file names (default: val2017, or val2014 for VQAv2; rendered: test)",
     "KINDS": "of VQAv2: what families are, answer_type (default) or question_type",
     "LIMIT": "examples of a family at most (rendered: pictures of a class)",
 }
@@ -203,16 +203,16 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             if not found:
                 jobs.append(_job(args, run, args.tune_on, config, seed))
                 continue
-            values = found.values if _words(args.lambdas) not in ([], [DEFAULT]) else [found.default]
+            values = (
+                found.values if _words(args.lambdas) not in ([], [DEFAULT]) else [found.default]
+            )
             for value in values:
                 name = layout.config_name(config, [f"weight_{value}"])
                 jobs.append(_job(args, run, args.tune_on, name, seed, ["--weight", value]))
     return jobs
 
 
-def _job(
-    args: argparse.Namespace, run: str, family: str, config: str, seed: int, more=()
-) -> Job:
+def _job(args: argparse.Namespace, run: str, family: str, config: str, seed: int, more=()) -> Job:
     words = ["--protocol", args.protocol, "--method", run, "--seed", str(seed)]
     words += ["--tune-on", family, "--evaluate-on", ",".join(args.families), *more]
     return Job(

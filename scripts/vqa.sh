@@ -7,5 +7,6 @@
 # EVALUATE_ON (--evaluate-on), OUTPUT (--output), ...; --dry-run, --help. Complete runs are skipped, an
 # interrupted one goes on from its last epoch.
 set -euo pipefail
+REQUIREMENTS="${REQUIREMENTS:-requirements-captioning.txt}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec "$PYTHON" "$ROOT/scripts/image_to_text.py" vqa "$@"

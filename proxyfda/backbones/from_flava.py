@@ -16,9 +16,8 @@ for.
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from proxyfda.backbones.weights import (
     cached,
     first_line,
     mismatches,
+    quiet_transformers,
     random_weights,
     read_state_dict,
     unreachable,
@@ -36,7 +36,6 @@ from proxyfda.backbones.weights import (
 from proxyfda.utils.errors import BadValue, NotFound, NotInstalled
 
 try:
-    import transformers
     from transformers import BertTokenizer, FlavaConfig, FlavaModel
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 except ImportError as error:
@@ -236,7 +235,7 @@ def _from_pretrained(place: str, name: str) -> Any:
     try:
         if config is None:
             config = FlavaConfig.from_pretrained(place, local_files_only=local)
-        with _quiet(), torch.random.fork_rng(devices=[]):  # missing weights are drawn
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):  # missing weights are drawn
             model, report = FlavaModel.from_pretrained(
                 place,
                 config=_without_fusion(config),
@@ -320,18 +319,3 @@ def _not_downloaded(name: str, problem: str) -> NotFound:
         f"{' or '.join(FILES)} and {VOCABULARY} of {REPOSITORY} into a folder and set "
         "MODEL.BACKBONE.WEIGHTS to that."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' tables of weights that are not used, which is as it should be."""
-    said = transformers.logging
-    before, bars = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        said.set_verbosity(before)
-        if bars:
-            said.enable_progress_bar()

@@ -17,8 +17,8 @@ from torch import Tensor
 from proxyfda.utils.errors import BadValue, NotFinite
 
 __all__ = [
-    "ArchiveDict", "cached", "first_line", "mismatches", "random_weights",
-    "read_state_dict", "unreachable",
+    "ArchiveDict", "cached", "first_line", "mismatches", "quiet_transformers",
+    "random_weights", "read_state_dict", "unreachable",
 ]  # fmt: skip
 
 WRAPPERS = ("state_dict", "model")
@@ -121,6 +121,22 @@ def random_weights(name: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' tables of weights that are not used, and its progress bars."""
+    from transformers import logging as said
+
+    before, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(before)
+        if bars:
+            said.enable_progress_bar()
 
 
 # -- the hub ----------------------------------------------------------------------------------

@@ -33,8 +33,10 @@ def test_extras_agree_with_the_requirements_file(project):
     extras = project["project"]["optional-dependencies"]
     wanted = [name for extra in ("clip", "engine", "plots") for name in extras[extra]]
     assert set(wanted) <= set(lines)
-    lines = (ROOT / "requirements-dev.txt").read_text().split()
-    wanted = [name for extra in ("transformers", "lightning", "timm") for name in extras[extra]]
+    files = ("requirements-captioning.txt", "requirements-dev.txt")
+    lines = [line for file in files for line in (ROOT / file).read_text().split()]
+    named = ("transformers", "captioning", "lightning", "timm")
+    wanted = [name for extra in named for name in extras[extra]]
     assert wanted and set(wanted) <= set(lines)
 
 

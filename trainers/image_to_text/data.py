@@ -54,13 +54,26 @@ class Rendered:
 
     Args:
         protocol: ``captioning`` or ``vqa``.
+        splits: that stand for ``train`` and ``test``, such as ``{"test": "val"}``.
         count: pictures per class; None for all.
+
+    Raises:
+        BadValue: no such split.
     """
 
-    def __init__(self, protocol: str, count: int | None = None):
-        from datasets.bundled.families import FAMILIES
+    def __init__(
+        self, protocol: str, splits: dict[str, str] | None = None, count: int | None = None
+    ):
+        from datasets.bundled.families import FAMILIES, FAMILY_COUNTS
 
         self._ask, self._count, self.names = protocol == VQA, count, list(FAMILIES)
+        self._splits = splits or {}
+        for split in self._splits.values():
+            if split not in FAMILY_COUNTS:
+                raise BadValue(
+                    f"the rendered families have no split {split!r}; use one of "
+                    f"{', '.join(FAMILY_COUNTS)}"
+                )
 
     def part(self, family: str, split: str) -> Part:
         """The examples of a family.
@@ -79,11 +92,12 @@ class Rendered:
     def _pictures(self, family, split):
         from datasets.bundled.families import pictures
 
+        split = self._splits.get(split, split)
         found = pictures(family, split, ask=self._ask, count=self._count)
         return found, _pixels(family, split, self._count)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _pixels(family, split, count):
     from datasets.bundled.families import pictures
     from datasets.bundled.git_model import pixels
@@ -141,9 +155,10 @@ def source_of(args) -> Rendered | Stored:
     """
     if args.limit is not None and args.limit < 1:
         raise BadValue(f"--limit is {args.limit}; use at least 1")
-    if args.data == BUNDLED:
-        return Rendered(args.protocol, args.limit)
     given = {"train": args.train_split, "test": args.test_split}
+    if args.data == BUNDLED:
+        named = {part: split for part, split in given.items() if split}
+        return Rendered(args.protocol, named, args.limit)
     splits = {part: given[part] or split for part, split in SPLITS[args.protocol].items()}
     return _stored(args.protocol, args.data, tuple(splits.items()), args.kinds, args.limit)
 

@@ -42,14 +42,14 @@ def parser() -> argparse.ArgumentParser:
     add("--evaluate-on", required=True, help="families joined by commas, the tuned one among them")
     add("--weight", type=float, default=0.0, help="λ of the method's regulariser")
     add("--seed", type=int, default=1)
-    add("--epochs", type=int, default=4)
+    add("--epochs", type=int, default=3)
     add("--batch-size", type=int, default=64)
     add("--accumulate", type=int, default=1, help="batches of one step")
-    add("--lr", type=float, default=5e-4)
+    add("--lr", type=float, default=2e-4)
     add("--precision", default="fp32", choices=("fp32", "bf16"))
     add("--device", default="auto", choices=("auto", "cpu"))
-    add("--train-split", default="", help="of files: train2017, train2014, karpathy_train, ...")
-    add("--test-split", default="", help="of files: val2017, val2014, karpathy_test, ...")
+    add("--train-split", default="", help="train2017, train2014, karpathy_train, ...")
+    add("--test-split", default="", help="val2017, karpathy_test, ...; of rendered: val")
     add("--kinds", default="", help="of VQAv2's files: answer_type or question_type, as families")
     add("--limit", type=int, help="examples of a family (bundled: pictures of a class) at most")
     return parser
@@ -92,12 +92,15 @@ def main(args: argparse.Namespace) -> dict:
 def load_model(args, tuned: bool):
     """The model before, or as the run left it, on its device."""
     try:
+        import transformers
+
         from trainers.image_to_text import tuning
         from trainers.image_to_text.models import ImageToText
     except ImportError as error:
         raise NotInstalled(
             f"transformers cannot be imported ({error}); pip install 'proxyfda[transformers]'"
         ) from error
+    transformers.logging.disable_progress_bar()
     place = args.model
     if tuned:
         place = os.path.join(args.output_dir, tuning.MODEL)
@@ -148,7 +151,7 @@ def _described(args) -> dict:
 
     regulariser = split_run_name(args.method)[1]
     return {
-        "split": "test",
+        "split": "val" if args.test_split == "val" else "test",
         "protocol": args.protocol,
         "dataset": args.tune_on or "pretrained",
         "source": args.tune_on or None,

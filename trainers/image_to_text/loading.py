@@ -7,23 +7,33 @@ from pathlib import Path
 
 import torch
 
-from proxyfda.backbones.weights import first_line, mismatches
+from proxyfda.backbones.weights import (
+    cached,
+    first_line,
+    mismatches,
+    quiet_transformers,
+    unreachable,
+)
 from proxyfda.utils.errors import BadModel, BadValue, NotFound, NotInstalled
 
 __all__ = ["load"]
 
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = tuple(
+    name + index
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for index in ("", ".index.json")
+)
 
 
 def load(place, classes):
     """Model in fp32, tokenizer and image processor.
 
-    Weights come from safetensors or from ``torch.load(weights_only=True)``; no code of the folder
-    is run.
+    Weights come from safetensors, or from a file of ``torch.save`` of which tensors alone are read;
+    no code of the folder is run.
 
     Args:
-        place: folder as ``save_pretrained`` of transformers writes it or the hub has it
+        place: folder as ``save_pretrained`` of transformers writes it and the hub has it
             (``config.json``, weights, files of tokenizer and image processor), or the name of a
             repository of the hub.
         classes: names of the classes of transformers that fit.
@@ -38,69 +48,89 @@ def load(place, classes):
         import transformers
     except ImportError as error:
         raise NotInstalled(
-            f"transformers cannot be imported ({error}); pip install 'proxyfda[transformers]'"
+            f"transformers cannot be imported ({error}); pip install 'proxyfda[captioning]'"
         ) from error
-    folder = Path(place).expanduser()
-    local = folder.is_dir()
-    if not local and (len(folder.parts) > 2 or str(place).startswith((".", "~", "/"))):
-        raise NotFound(
-            f"the model's folder {place} does not exist; name one, or a model of the hub"
-        )
-    if local:
-        _require(folder, [CONFIG], "config")
-        _require(folder, WEIGHTS, "weights")
-    place = str(folder) if local else str(place)
-    architecture = _architecture(transformers, place, local, classes)
+    source = _Source(place)
+    kind = getattr(transformers, _architecture(source, transformers, classes))
     with torch.random.fork_rng(devices=[]):  # missing weights are drawn
-        model, report = _from_pretrained(
-            place, local, "weights", getattr(transformers, architecture),
-            output_loading_info=True, weights_only=True, dtype=torch.float32,
-        )  # fmt: skip
+        model, report = source.read("weights", kind, output_loading_info=True, weights_only=True)
     missing = sorted(report["missing_keys"])
     if missing:
         lacking = mismatches({key: torch.empty(0) for key in missing}, {})
         raise BadValue(
-            f"the weights in {place} do not fit its {CONFIG} ({lacking}); fetch it again"
+            f"the weights in {source.name} do not fit its {CONFIG} ({lacking}); fetch it again"
         )
-    tokenizer = _from_pretrained(place, local, "tokenizer", transformers.AutoTokenizer)
-    processor = _from_pretrained(place, local, "image processor", transformers.AutoImageProcessor)
-    return model, tokenizer, processor
+    tokenizer = source.read("tokenizer", transformers.AutoTokenizer)
+    return model.float(), tokenizer, source.read("image processor", transformers.AutoImageProcessor)
 
 
-def _architecture(transformers, place, local, classes):
-    """The class of transformers that a config names."""
-    if local:
+class _Source:
+    """Where a model comes from.
+
+    Attributes:
+        name: the folder or the repository.
+        folder: the folder, None for a repository.
+        local: whether the network is left alone: all is in the folder or was fetched before.
+    """
+
+    def __init__(self, place):
+        folder = Path(place).expanduser()
+        self.folder = folder if folder.is_dir() else None
+        self.name = str(folder if self.folder else place)
+        if self.folder:
+            for names in ((CONFIG,), WEIGHTS):
+                if not any((folder / name).is_file() for name in names):
+                    raise NotFound(f"the model's folder {folder} has no {' or '.join(names)}")
+        elif len(folder.parts) > 2 or str(place).startswith((".", "~", "/")):
+            raise NotFound(
+                f"the model's folder {place} does not exist; name one, or a repository of the hub"
+            )
+        self.local = bool(self.folder or cached(self.name, [CONFIG]))
+        if not self.local:
+            import huggingface_hub
+
+            problem = unreachable(huggingface_hub.constants.ENDPOINT)
+            if problem:
+                raise self._not_fetched("model", problem)
+
+    def read(self, what, kind, **options):
+        """``kind.from_pretrained``, with what goes wrong in one sentence."""
         try:
-            json.loads((Path(place) / CONFIG).read_text(encoding="utf-8"))
+            with quiet_transformers():
+                return kind.from_pretrained(self.name, local_files_only=self.local, **options)
+        except Exception as error:  # transformers, the hub's client, safetensors, torch: many kinds
+            if not self.folder:
+                raise self._not_fetched(what, _first_sentence(error)) from error
+            raise BadValue(
+                f"the {what} in {self.name} cannot be read ({_first_sentence(error)}); fetch the "
+                "folder again"
+            ) from error
+
+    def _not_fetched(self, what, problem):
+        return NotFound(
+            f"the {what} of {self.name} could not be fetched from the hub ({problem}); name a "
+            "folder of this machine that has the model"
+        )
+
+
+def _first_sentence(error):
+    """Without the advice that libraries add, which is for their own callers."""
+    return first_line(error).split(". ")[0]
+
+
+def _architecture(source, transformers, classes):
+    """The class of transformers that a config names."""
+    if source.folder:
+        try:
+            json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:
             raise BadValue(
-                f"{Path(place) / CONFIG} is no JSON ({first_line(error)}); fetch it again"
+                f"{source.folder / CONFIG} is no JSON ({first_line(error)}); fetch it again"
             ) from error
-    config = _from_pretrained(place, local, "config", transformers.AutoConfig)
+    config = source.read("config", transformers.AutoConfig)
     named = list(config.architectures or [])
     for name in named:
         if name in classes:
             return name
     what = f"a {named[0]}" if named else f"a model of the type {config.model_type!r}"
-    raise BadModel(f"{place} holds {what}; give one of {', '.join(classes)}")
-
-
-def _from_pretrained(place, local, what, kind, **options):
-    """``kind.from_pretrained``, with what goes wrong in one sentence."""
-    try:
-        return kind.from_pretrained(place, local_files_only=local, **options)
-    except Exception as error:  # transformers, the hub's client, safetensors and torch have many
-        if local:
-            raise BadValue(
-                f"the {what} in {place} is missing, damaged or does not fit "
-                f"({first_line(error)}); fetch the folder again"
-            ) from error
-        raise NotFound(
-            f"the {what} of {place} could not be fetched from the hub ({first_line(error)}); name "
-            "a folder on this machine that has the model"
-        ) from error
-
-
-def _require(folder, names, what):
-    if not any((folder / name).is_file() for name in names):
-        raise NotFound(f"the model's folder {folder} has no {what} ({' or '.join(names)})")
+    raise BadModel(f"{source.name} holds {what}; give one of {', '.join(classes)}")

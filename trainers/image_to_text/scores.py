@@ -64,7 +64,7 @@ def cider(generated: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         from pycocoevalcap.cider.cider import Cider
     except ImportError as error:
         raise NotInstalled(
-            f"CIDEr needs pycocoevalcap ({error}); pip install pycocoevalcap"
+            f"CIDEr needs pycocoevalcap ({error}); pip install 'proxyfda[captioning]'"
         ) from error
     _check_pairs("caption", generated, references)
     if len(generated) < 2:

@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = (
-    "a an the dog cat horse frog ship truck bird plane deer car red blue green brown on in of grass "
-    "water sky road runs sits stands is it what colour where how many one two yes no ? . ,"
-).split()
+WORDS = """
+a an the dog cat horse frog ship truck bird plane deer car red blue green brown on in of grass
+water sky road runs sits stands is it what colour where how many one two yes no ? . ,
+"""
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]"]
 KINDS = ("git", "blip", "blip_vqa")
 
@@ -28,15 +28,14 @@ _VISION = dict(
 )  # fmt: skip
 _TEXT = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-    vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=24, pad_token_id=0,
+    vocab_size=len(SPECIAL) + len(WORDS.split()), max_position_embeddings=24, pad_token_id=0,
 )  # fmt: skip
 
 
 def tokenizer():
     """Whole words in lower case."""
-    words = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]")
-    )
+    numbers = {word: number for number, word in enumerate([*SPECIAL, *WORDS.split()])}
+    words = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
