@@ -145,8 +145,8 @@ MORE: Dict[str, Callable[[Any], bool]] = {
     "probes": _are_probes,
     # of each class its name, images, accuracy in percent, and taken_for: images by wrong class
     "per_class": _are_classes,
-    # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that are
-    # a reference word for word) and the number of examples
+    # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that
+    # are one of the references word for word) and the number of examples
     "scores": _are_scores,
     "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
     "correct": _is_count,  # images
