@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, Trainer, TrainingArguments
 
 from proxyfda import FrozenCopy
+from proxyfda.backbones.clip.as_transformers import vision_weights
 from proxyfda.integrations.transformers import attach_to_trainer
 from proxyfda.regularisers import create
 
@@ -54,39 +55,13 @@ def build(toy):
     )  # fmt: skip
     torch.manual_seed(0)
     model = Classifier(config, toy.classes)
+    weights = vision_weights(_toy.image_tower().state_dict())
     names = model.backbone.state_dict()
     inner = "vision_model." if any(name.startswith("vision_model.") for name in names) else ""
     model.backbone.load_state_dict(
-        {inner + name: weight for name, weight in bundled_weights().items()}, strict=False
+        {inner + name: weight for name, weight in weights.items()}, strict=False
     )
     return model
-
-
-def bundled_weights():
-    """The bundled tower's weights under the names of transformers."""
-    swaps = (
-        ("class_embedding", "embeddings.class_embedding"),
-        ("positional_embedding", "embeddings.position_embedding.weight"),
-        ("conv1", "embeddings.patch_embedding"),
-        ("ln_pre", "pre_layrnorm"),
-        ("ln_post", "post_layernorm"),
-        ("transformer.resblocks", "encoder.layers"),
-        ("ln_", "layer_norm"),
-        ("mlp.c_fc", "mlp.fc1"),
-        ("mlp.c_proj", "mlp.fc2"),
-        ("attn.out_proj", "self_attn.out_proj"),
-    )
-    found = {}
-    for name, weight in _toy.image_tower().state_dict().items():
-        for old, new in swaps:
-            name = name.replace(old, new)
-        if ".attn.in_proj_" in name:
-            layer, kind = name.split(".attn.in_proj_")
-            for part, piece in zip("qkv", weight.chunk(3)):
-                found[f"{layer}.self_attn.{part}_proj.{kind}"] = piece
-        elif name != "proj":
-            found[name] = weight
-    return found
 
 
 # --8<-- [start:by_hand]

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "proxyfda/backbones/clip/bundled/README.md": "model-card.md",
+    "proxyfda/backbones/clip/bundled/git/README.md": "model-card-git.md",
 }
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 

@@ -55,7 +55,7 @@ OPTIONS = {
     "LR": "learning rate (default: 2e-4 for the bundled model, 1e-5 for others)",
     "PRECISION": "fp32 or bf16 (default: fp32)",
     "TRAIN_SPLIT": "of the file names (default: train2017, or train2014 for VQAv2)",
-    "TEST_SPLIT": "of the file names (default: val2017, or val2014 for VQAv2); rendered: val or test",
+    "TEST_SPLIT": "of the file names (default: val2017, or val2014 for VQAv2; rendered: test)",
     "KINDS": "of VQAv2: what families are, answer_type (default) or question_type",
     "LIMIT": "examples of a family at most (rendered: pictures of a class)",
 }
@@ -211,16 +211,16 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             if not found:
                 jobs.append(_job(args, run, args.tune_on, config, seed))
                 continue
-            values = found.values if _words(args.lambdas) not in ([], [DEFAULT]) else [found.default]
+            values = (
+                found.values if _words(args.lambdas) not in ([], [DEFAULT]) else [found.default]
+            )
             for value in values:
                 name = layout.config_name(config, [f"weight_{value}"])
                 jobs.append(_job(args, run, args.tune_on, name, seed, ["--weight", value]))
     return jobs
 
 
-def _job(
-    args: argparse.Namespace, run: str, family: str, config: str, seed: int, more=()
-) -> Job:
+def _job(args: argparse.Namespace, run: str, family: str, config: str, seed: int, more=()) -> Job:
     words = ["--protocol", args.protocol, "--method", run, "--seed", str(seed)]
     words += ["--tune-on", family, "--evaluate-on", ",".join(args.families), *more]
     return Job(

@@ -93,7 +93,7 @@ class Pictures:
     labels: list[int]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pictures(family: str, split: str, *, ask: bool, count: int | None = None) -> Pictures:
     """The pictures of a family with captions, or (``ask``) with questions; always the same.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from proxyfda.backbones.clip.loading import load_any_clip
 from proxyfda.backbones.clip.as_transformers import vision_weights
+from proxyfda.backbones.clip.loading import load_any_clip
 
 from .texts import words
 

@@ -45,9 +45,7 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def draw_pool(
-    size: int, seed: int, style=renderer.PRETRAIN, chunk: int = 1000, scene=random_scene
-):
+def draw_pool(size: int, seed: int, style=renderer.PRETRAIN, chunk: int = 1000, scene=random_scene):
     """``size`` rows that ``scene`` draws, and their pictures as uint8 [size, 3, 32, 32]."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     rows = [scene(rng) for _ in range(size)]

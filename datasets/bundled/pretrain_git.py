@@ -147,7 +147,9 @@ def main(argv: list[str] | None = None) -> None:
     (args.out / "model.safetensors").chmod(0o644)  # made for its owner alone
     settings = args.out / "tokenizer_config.json"
     # The name that transformers had for it before version 5, which newer ones know as well.
-    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    settings.write_text(
+        settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
+    )
     print(json.dumps(facts, indent=1))
 
 

@@ -101,8 +101,8 @@ FIELDS: Dict[str, Callable[[Any], bool]] = {
 MORE: Dict[str, Callable[[Any], bool]] = {
     # dataset -> linear_probe and zero_shot (or null) in percent, strength, classes and images
     "probes": _are_probes,
-    # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that are
-    # a reference word for word) and the number of examples
+    # family -> score (CIDEr times 100, or VQA accuracy in percent), exact (percent of texts that
+    # are one of the references word for word) and the number of examples
     "scores": _are_scores,
     "alpha": _is_share,  # of the tuned weights, the rest being the pre-trained ones
 }

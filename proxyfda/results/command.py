@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from proxyfda.results.continual import summarise_continual
 from proxyfda.experiments.layout import IMAGE_TO_TEXT
+from proxyfda.results.continual import summarise_continual
 from proxyfda.results.forgetting import summarise_forgetting
 from proxyfda.results.image_to_text import read_image_to_text, summarise_image_to_text
 from proxyfda.results.matrix import summarise_matrix

@@ -335,10 +335,11 @@ def _blocks_of(model: str, family: str, rows: Sequence[SpokenRow]) -> list[Block
         lines.append([*line, "" if row.trainer == PRETRAINED else seeds_cell(row)])
     heads = ("tuned on", "method", "λ", measure, "others", "Δ", "gain",
              *(("A_LP", "Δ_LP") if probed else ()), "seeds")  # fmt: skip
+    unit = " x 100" if protocol == "captioning" else " in %"
     caption = (
-        f"{measure}{' x 100' if protocol == 'captioning' else ' in %'} on the tuned family and mean "
-        "over the others; mean ± sample standard deviation (n - 1) over seeds. Δ: change by tuning "
-        "on the others; gain: Δ minus that of naive with the same seed"
+        f"{measure}{unit} on the tuned family and mean over the others; mean ± "
+        "sample standard deviation (n - 1) over seeds. Δ: change by tuning on the others; "
+        "gain: Δ minus that of naive with the same seed"
         + ("; A_LP, Δ_LP: linear probes of the image encoder in the same way" if probed else "")
         + "."
     )

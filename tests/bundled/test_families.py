@@ -12,7 +12,8 @@ from datasets.bundled.texts import QUESTIONS
 from proxyfda.utils.errors import BadValue
 
 ONE = (
-    "from datasets.bundled.families import pictures; p = pictures('toys', 'test', ask=True, count=1);"
+    "from datasets.bundled.families import pictures;"
+    "p = pictures('toys', 'test', ask=True, count=1);"
     "print(p.images.sum().item(), [(e.question, e.texts) for e in p.examples])"
 )
 

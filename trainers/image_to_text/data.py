@@ -97,7 +97,7 @@ class Rendered:
         return found, _pixels(family, split, self._count)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _pixels(family, split, count):
     from datasets.bundled.families import pictures
     from datasets.bundled.git_model import pixels

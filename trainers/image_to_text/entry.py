@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", default="fp32", choices=("fp32", "bf16"))
     add("--device", default="auto", choices=("auto", "cpu"))
     add("--train-split", default="", help="train2017, train2014, karpathy_train, ...")
-    add("--test-split", default="", help="val2017, val2014, karpathy_test, ...; of rendered families val")
+    add("--test-split", default="", help="val2017, karpathy_test, ...; of rendered: val")
     add("--kinds", default="", help="of VQAv2's files: answer_type or question_type, as families")
     add("--limit", type=int, help="examples of a family (bundled: pictures of a class) at most")
     return parser

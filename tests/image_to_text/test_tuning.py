@@ -1,0 +1,69 @@
+"""What a term does to the image encoder in the Trainer."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from datasets.bundled.git_model import FOLDER
+from proxyfda.utils.errors import BadValue
+from trainers.image_to_text.data import Rendered
+from trainers.image_to_text.models import ImageToText
+from trainers.image_to_text.tuning import MODEL, tune
+
+SETTINGS = {"epochs": 1, "batch_size": 32, "lr": 1e-3, "seed": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def part():
+    return Rendered("vqa", count=1).part("banners", "train")
+
+
+@pytest.fixture(scope="module")
+def before():
+    return ImageToText.load(FOLDER)
+
+
+def moved(folder, part, before, **settings):
+    """How far features and weights of the image encoder have gone."""
+    model = ImageToText.load(FOLDER)
+    tune(model, part, str(folder), **SETTINGS, **settings)
+    images = part.images[:16]
+    features = (model.features(images) - before.features(images)).square().sum().item()
+    pairs = zip(model.vision.parameters(), before.vision.parameters())
+    return features, sum((a - b).square().sum().item() for a, b in pairs)
+
+
+def test_terms_hold_back_what_they_are_on(tmp_path, part, before):
+    plain = moved(tmp_path / "plain", part, before)
+    pulled = moved(tmp_path / "pulled", part, before, regulariser="pointwise", weight=100.0)
+    light = moved(tmp_path / "light", part, before, regulariser="l2sp", weight=1e-3)
+    heavy = moved(tmp_path / "heavy", part, before, regulariser="l2sp", weight=100.0)
+    assert pulled[0] < 0.3 * plain[0]  # features
+    assert heavy[1] < light[1]  # weights
+    assert light[1] == pytest.approx(plain[1], rel=0.2)
+
+
+def test_the_same_seed_tunes_the_same_model_and_writes_it(tmp_path, part, before):
+    first = moved(tmp_path / "a", part, before, regulariser="proxy_fda")
+    again = moved(tmp_path / "b", part, before, regulariser="proxy_fda")
+    assert first == again
+    written = ImageToText.load(tmp_path / "a" / MODEL)
+    images = part.images[:16]
+    drift = (written.features(images) - before.features(images)).square().sum().item()
+    assert drift == pytest.approx(first[0], rel=1e-5)
+
+
+def test_a_regulariser_on_layers_is_refused(tmp_path, part):
+    with pytest.raises(BadValue, match="'ldifs' compares several layers"):
+        tune(ImageToText.load(FOLDER), part, str(tmp_path), regulariser="ldifs", **SETTINGS)
+
+
+def test_every_caption_is_an_example_with_its_own_picture():
+    source = Rendered("captioning", count=1)
+    part = source.part("scenes", "test")
+    each = part.to_train_on()
+    assert len(each.examples) == 5 * len(part.examples)
+    assert each.picture.tolist() == [i for i in range(len(part.examples)) for _ in range(5)]
+    assert torch.equal(each.pixels([7])[0], part.images[1])
+    assert each.examples[7].texts == (part.examples[1].texts[2],)
