@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from proxyfda.dassl import TRAINER_REGISTRY, announce_engine, open_log
 from proxyfda.experiments import folders, run
 from proxyfda.experiments.config import flat, load_config
+from proxyfda.experiments.features import cache_of
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.integrations.dassl import describe_regulariser
@@ -47,6 +48,7 @@ def main(runs: list[argparse.Namespace]) -> list[dict | UserError | None]:
     cfgs = [load_config(args) for args in runs]
     build = check(runs, cfgs)
     for args, cfg in zip(runs, cfgs):
+        cache_of(cfg)  # refuses a bound that cannot be
         run.check_output(args, cfg)
         folders.check_model_dir(args, cfg)
     described = [{**run.describe(args, cfg), "grid": len(runs)} for args, cfg in zip(runs, cfgs)]
