@@ -93,7 +93,7 @@ def _data_parallel(kit: Kit) -> Finding:
     model, frozen = moved()
     other = copy.deepcopy(model).cuda()
     rows, labels = (tensor.cuda() for tensor in batch(0))
-    model.cuda()
+    frozen.follow(model.cuda().encoder)
     by_hand(model, frozen, FDA(k=3), rows, labels).backward()
     wrapped = nn.DataParallel(other.encoder)
     with attach(wrapped, FDA(k=3), WEIGHT, anchors=frozen):
@@ -114,10 +114,9 @@ def _replica(kit: Kit) -> Finding:
     try:
         with attach(module, FDA(k=3)):
             runs(rows)
-    except Unusable as error:
-        return Finding("\n" not in str(error), str(error) + note)
-    except RuntimeError as error:  # torch's wrapper around the error of a replica
-        return Finding("attach to the DataParallel module" in str(error), "refused" + note)
+    except Unusable as error:  # of a replica torch puts a traceback before the sentence
+        said = str(error).splitlines()[-1]
+        return Finding("attach to the DataParallel module" in said, said + note)
     return Finding(False, "it trained" + note)
 
 

@@ -58,6 +58,8 @@ def rank(number: int, folder: str, device: str, several: bool) -> None:
     """What a process of :func:`_ddp` does."""
     torch.set_num_threads(1)
     place = torch.device(device, number if several else 0) if device == "cuda" else device
+    if several:
+        torch.cuda.set_device(place)
     torch.distributed.init_process_group(
         "nccl" if several else "gloo",
         init_method="file://" + osp.join(folder, "store"),

@@ -192,7 +192,10 @@ def kernels(step: Callable[[], None]) -> int:
         step()
         torch.cuda.synchronize()
     cuda = torch.autograd.DeviceType.CUDA
-    return sum(event.device_type == cuda for event in found.events())
+    return sum(
+        event.device_type == cuda and not getattr(event, "is_user_annotation", False)
+        for event in found.events()
+    )
 
 
 def waits_of(kit: Kit, trainer, step: Callable[[], None]) -> int:
@@ -260,6 +263,7 @@ def of_compile(kit: Kit) -> Iterator[Check]:
 
 
 def _compiled_term(kit: Kit, name: str, backend: str) -> Finding:
+    torch.compiler.reset()  # or the last of many would be left as they are
     torch.manual_seed(0)
     anchors = torch.randn(16, 32, device=kit.device)
     tuned = anchors + 0.3 * torch.randn(16, 32, device=kit.device)

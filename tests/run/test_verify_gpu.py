@@ -1,7 +1,9 @@
 """The kit for GPUs, tried on the CPU: every kind of row, and that planted faults are found."""
 
+import itertools
 import json
 import time
+import warnings
 
 import pytest
 import torch
@@ -191,6 +193,64 @@ def test_a_term_that_waits_for_the_device(kit, monkeypatch):
     monkeypatch.setattr(FDA, "terms", terms)
     row = one(speed.of_launches(kit), "FDACoOp, fp32")
     assert row.verdict == FAIL and "0 waits" not in row.found
+
+
+# -- what only a GPU would reach, with stand-ins for it -----------------------------------------
+
+
+@pytest.fixture
+def gpu(shared, monkeypatch):
+    """A kit that believes in a GPU."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    return subjects.Kit(torch.device("cuda"), subjects.TINY, shared)
+
+
+def test_a_gpu_is_timed_by_its_own_clock(gpu, monkeypatch):
+    clock = itertools.count()
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(clock)
+
+        def elapsed_time(self, end):
+            return float(end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    done = []
+    jobs = {"one": lambda: done.append("one"), "two": lambda: done.extend(["two", next(clock)])}
+    times = speed.milliseconds(gpu, jobs)
+    assert times == {"one": [1.0], "two": [2.0]}  # after two rounds that warm up
+    assert [word for word in done if word in jobs] == ["one", "two"] * 3
+
+
+def test_waits_are_what_torch_warns_of(gpu, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step():
+        assert modes == ["warn"]
+        for text in ("called a synchronizing CUDA operation", "something else"):
+            warnings.warn(text, stacklevel=1)
+            warnings.warn(text, stacklevel=1)
+
+    assert speed.waits_of(gpu, None, step) == 2
+    assert modes == ["warn", "default"]
+
+
+@pytest.mark.parametrize(("milliseconds", "good"), [(100.9, True), (101.1, False)])
+def test_what_is_added_is_held_against_the_aim(milliseconds, good, gpu):
+    times = {"with": [milliseconds, 1000.0, milliseconds], "without": [100.0] * 3}
+    assert speed._added(gpu, times, 1.0).good == good
+
+
+def test_an_older_gpu_has_no_bf16(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(NotApplicable, match="below 8.0"):
+        subjects.check_kind(gpu, "CoOp", "bf16")
+    assert subjects.check_kind(gpu, "CoOp", "amp") == "amp"
 
 
 # -- running them ---------------------------------------------------------------------------------
