@@ -350,9 +350,7 @@ class ProxyOptions(Options):
         self._require(
             0.03 <= self.proxy_temperature < math.inf, "proxy_temperature", "use at least 0.03"
         )
-        self._require(
-            abs(self.proxy_seed) < 2**63, "proxy_seed", "use a whole number below 2**63"
-        )
+        self._require(abs(self.proxy_seed) < 2**63, "proxy_seed", "use a whole number below 2**63")
         for name in ("max_proxies", "max_proxy_pairs"):
             self._require(getattr(self, name) >= 1, name, "use at least 1")
 
