@@ -174,7 +174,7 @@ class Text(Rule):
 
     @property
     def wanted(self) -> str:
-        return self.what if self.empty else f"{self.what} that is not empty"
+        return self.what if self.empty else f"{self.what} (not empty)"
 
     def accepts(self, value: Any) -> bool:
         return isinstance(value, str) and (self.empty or bool(value)) and "\0" not in value
