@@ -205,8 +205,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise BadValue(f"--launcher is {args.launcher!r}; use local, ray or slurm")
     if args.launcher_opt and args.launcher == "local":
         raise BadValue(
-            f"--launcher-opt {args.launcher_opt[0]} is for ray and slurm; give --launcher, or leave "
-            "it out"
+            f"--launcher-opt {args.launcher_opt[0]} is for ray and slurm; give --launcher, or leave"
+            " it out"
         )
     _find_folders(args)
     return args
