@@ -14,8 +14,8 @@ from proxyfda.utils.errors import BadValue
 from proxyfda.utils.suggest import did_you_mean
 
 __all__ = [
-    "LARGEST_FLOAT", "Checked", "Flag", "Names", "OneOf", "Real", "Rule", "Several", "Text", "Whole",
-    "check_values", "chooses", "shown",
+    "LARGEST_FLOAT", "Checked", "Flag", "Names", "OneOf", "Real", "Rule", "Several", "Text",
+    "Whole", "check_values", "chooses", "shown",
 ]  # fmt: skip
 
 _LARGEST = 2**31 - 1
