@@ -11,6 +11,7 @@ runs again, and failures are reported at the end (exit code 1).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import os.path as osp
 import re
@@ -63,6 +64,17 @@ HELP = {
     "WORKERS": "jobs at a time on each device (default: 1)",
     "DEVICES": "GPUs joined by commas, or cpu (default: all GPUs, else cpu)",
     "LAUNCHER": "local, ray or slurm (default: local)",
+}
+# Options that say what a run of a protocol is; as KEY VALUE pairs they would contradict its folder.
+OF_PROTOCOL = {
+    "SEED": "give SEEDS (--seeds)",
+    "OUTPUT_DIR": "give OUTPUT (--output)",
+    "RESUME": "leave it out, what was interrupted goes on by itself",
+    "TRAINER.NAME": "give TRAINER, the first word",
+    "DATASET.NAME": "give DATASETS (--datasets)",
+    "DATASET.NUM_SHOTS": "give SHOTS (--shots)",
+    "DATASET.SUBSAMPLE_CLASSES": "leave it out",
+    "TEST.NO_TEST": "leave it out, every run is evaluated",
 }
 # Of the protocol select alone.
 HELP_SELECT = {
@@ -182,6 +194,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     # Tuning end to end takes all images where no number is given.
     args.shots = _numbers("SHOTS", args.shots or shots) if args.shots or shots else []
     (args.workers,) = _numbers("--workers", args.workers or "1")[:1]
+    if min(args.seeds) < 0:
+        raise BadValue(f"SEED is {min(args.seeds)}; use at least 0")
     for name, values in (("SHOTS", args.shots), ("--workers", [args.workers])):
         if values and min(values) < 1:
             raise BadValue(f"{name} is {min(values)}; use at least 1")
@@ -192,6 +206,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args.launcher = args.launcher or "local"
     if args.launcher not in ("local", "ray", "slurm"):
         raise BadValue(f"--launcher is {args.launcher!r}; use local, ray or slurm")
+    if args.launcher_opt and args.launcher == "local":
+        raise BadValue(
+            f"--launcher-opt {args.launcher_opt[0]} is for ray and slurm; give --launcher, or leave"
+            " it out"
+        )
     _find_folders(args)
     return args
 
@@ -216,6 +235,9 @@ def _take_words(args: argparse.Namespace) -> None:
     if args.protocol not in END_TO_END:
         args.runs = _runs(args.trainer, args.regulariser)
     args.opts = words
+    for key in words[::2]:
+        if key in OF_PROTOCOL:
+            raise BadValue(f"{key} is chosen by the protocol; {OF_PROTOCOL[key]}")
     if words and _is_key(words[0]) and len(words) % 2:
         raise BadValue(
             f"options come in pairs KEY VALUE, but there are {len(words)} words: {' '.join(words)}"
@@ -252,8 +274,10 @@ def _take_reproduce(args: argparse.Namespace) -> None:
     if args.protocol == "reproduce":
         if args.seconds_per_step is not None and not args.estimate:
             raise BadValue("--seconds-per-step is for --estimate; give both")
-        if args.seconds_per_step is not None and not args.seconds_per_step > 0:
-            raise BadValue(f"--seconds-per-step is {args.seconds_per_step:g}; use more than 0")
+        if args.seconds_per_step is not None and not 0 < args.seconds_per_step < math.inf:
+            raise BadValue(
+                f"--seconds-per-step is {args.seconds_per_step:g}; use a finite number above 0"
+            )
         if args.select and (args.overlay or args.label):
             raise BadValue("--overlay and --label take the place of a choice; add --no-select")
         return
@@ -305,6 +329,8 @@ def _runs(words: str, regulariser: str) -> list[str]:
     runs: list[str] = []
     for word in filter(None, re.split(r"[,\s]+", words)):
         runs += _all_runs() if word == "all" else [word]
+    if not runs:
+        raise BadValue(f"TRAINER is {words!r}, which names none; give one, such as CoOp")
     if regulariser:
         plain = [run for run in runs if "+" not in run and not is_zero_shot(run)]
         runs = [f"{run}+{regulariser}" if run in plain else run for run in runs]
@@ -365,7 +391,10 @@ def _find_folders(args: argparse.Namespace) -> None:
 
 def _names(words: str, bundled: list[str]) -> list[str]:
     names = [bundled if word == "bundled" else [word] for word in re.split(r"[,\s]+", words)]
-    return list(dict.fromkeys(name for group in names for name in group if name))
+    found = list(dict.fromkeys(name for group in names for name in group if name))
+    if not found:
+        raise BadValue(f"{words!r} names no dataset; give one, or several joined by commas")
+    return found
 
 
 # -- what to run, and where -----------------------------------------------------------------------

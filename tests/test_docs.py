@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from yacs.config import CfgNode
 
 import proxyfda
+import train  # noqa: F401  (registers the trainers and datasets)
 from proxyfda import regularisers
+from proxyfda.experiments.config import option_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -157,3 +160,32 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path):
     assert page.startswith("# Title\nText.")
     assert "```python\nprint(1)\n```\n\n```text\n1\n2\n```" in page
     assert 'src="data:image/png;base64,aGk="' in page
+
+
+def rules_in_words():
+    """The table of docs/options.md: what each option may be."""
+    rows = ["| option | values |", "|---|---|"]
+    ours = ("COOP", "COCOOP", "MAPLE", "PROMPTSRC", "FINETUNE")  # other tests register trainers
+    for option, rule in option_rules().items():
+        group, _, rest = option.partition(".")
+        foreign = group == "TRAINER" and rest.partition(".")[0] not in ours
+        if not foreign and not callable(getattr(rule, "names", ())):  # those are of registries
+            rows.append(f"| `{option}` | {rule.wanted} |")
+    return "\n".join(rows)
+
+
+def test_the_values_of_options_are_in_the_documentation():
+    """UPDATE_DOCS=1 writes them there."""
+    path, ends = (
+        ROOT / "docs" / "options.md",
+        [f"<!-- option rules: {e} -->" for e in ("begin", "end")],
+    )
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(ends[0])
+    shown, after = rest.split(ends[1])
+    if os.environ.get("UPDATE_DOCS"):
+        path.write_text(
+            f"{before}{ends[0]}\n{rules_in_words()}\n{ends[1]}{after}", encoding="utf-8"
+        )
+    else:
+        assert shown.strip() == rules_in_words(), "run pytest with UPDATE_DOCS=1"

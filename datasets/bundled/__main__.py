@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
         "names", nargs="*", metavar="NAME", help="folders such as bundled_fruits; all if none"
     )
     args = parser.parse_args(argv)
+    if not args.root:
+        parser.error("--root is empty; give the folder of the datasets")
     torch.set_num_threads(1)  # small batches: threads would only wait for each other
     try:
         render_all(args.root, args.names or None)

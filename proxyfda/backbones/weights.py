@@ -3,6 +3,7 @@ fetched, and random weights for tests and dry runs."""
 
 from __future__ import annotations
 
+import pickle
 import urllib.error
 import urllib.request
 import warnings
@@ -56,8 +57,11 @@ def read_state_dict(path: Path, what: str = "CLIP checkpoint") -> dict[str, Tens
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch all raise their own kinds
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the file's code
+            reason = "it holds other things than weights, which are not loaded"
         raise BadValue(
-            f"{path} is damaged or not a {what} ({first_line(error)}); fetch it again or set "
+            f"{path} is damaged or not a {what} ({reason}); fetch it again or set "
             f"MODEL.BACKBONE.WEIGHTS to another file."
         ) from error
     for wrapper in WRAPPERS:

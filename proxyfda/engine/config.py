@@ -136,8 +136,8 @@ _LOADER_RULES: dict[str, Rule] = {
 
 _RULES: dict = {
     "VERSION": Whole(1),
-    "OUTPUT_DIR": Text(empty=False, what="a folder"),
-    "RESUME": Text(what="a folder"),
+    "OUTPUT_DIR": Text(empty=False, what="a folder's path"),
+    "RESUME": Text(what="a folder's path"),
     "SEED": Whole(most=2**63 - 1),
     "USE_CUDA": Flag(),
     "VERBOSE": Flag(),
@@ -165,7 +165,7 @@ _RULES: dict = {
         "GB_K": Whole(1, 8191, odd=True),
     },
     "DATASET": {
-        "ROOT": Text(what="a folder"),
+        "ROOT": Text(what="a folder's path"),
         "NAME": OneOf(lambda: ["", *DATASET_REGISTRY.registered_names()]),
         "SOURCE_DOMAINS": Several(Text()),
         "TARGET_DOMAINS": Several(Text()),
@@ -186,7 +186,7 @@ _RULES: dict = {
         "TEST": {key: _LOADER_RULES[key] for key in ("SAMPLER", "BATCH_SIZE")},
     },
     "MODEL": {
-        "INIT_WEIGHTS": Text(what="a file or folder"),
+        "INIT_WEIGHTS": Text(what="the path of a file or folder"),
         "BACKBONE": {"NAME": Text(what="a name"), "PRETRAINED": Flag()},
         "HEAD": {
             "NAME": Text(),

@@ -67,7 +67,7 @@ PROBE = {
 PROBE_RULES: dict[str, Rule] = {
     "PROBE.RECIPE": OneOf(tuple(STRENGTHS)),
     "PROBE.STRENGTHS": Several(Real(above=0)),
-    "PROBE.CACHE": Text(what="a folder"),
+    "PROBE.CACHE": Text(what="a folder's path"),
     "PROBE.CACHE_GB": Real(above=0),
 }
 

@@ -21,6 +21,7 @@ from proxyfda.names import (
     run_name,
     trainer_and_regulariser,
 )
+from proxyfda.utils.errors import BadValue
 
 __all__ = ["base2new_jobs", "fewshot_jobs", "select_jobs", "transfer_jobs", "zeroshot_jobs"]
 

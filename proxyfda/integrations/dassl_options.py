@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Dict, Tuple
@@ -13,6 +12,7 @@ from proxyfda.integrations.spaces import SPACES
 from proxyfda.names import NONE
 from proxyfda.regularisers import REGULARISERS, find, names
 from proxyfda.utils.errors import BadModel, BadType, BadValue
+from proxyfda.utils.rules import LARGEST_FLOAT
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.utils.templates import check_template
 
@@ -101,9 +101,9 @@ class PluginOptions:
                 )
         if len(set(self.spaces)) != len(self.spaces):
             raise _error("SPACES", self.spaces, "name each space once")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
+        if not 0 <= self.weight <= LARGEST_FLOAT:
             raise _error("WEIGHT", self.weight, "use a finite λ of at least 0 (0 is off)")
-        if not (math.isfinite(self.generator_lr) and self.generator_lr > 0):
+        if not 0 < self.generator_lr <= LARGEST_FLOAT:
             raise _error("GENERATOR_LR", self.generator_lr, "use a finite number above 0")
         if self.n < 0:
             raise _error("N", self.n, "use 0 (the host's own batches) or a number of images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Dict, List, Optional, Sequence, Type, TypeVar, Union
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, Dict, List, Optional, Sequence, Type, TypeVar,
 from torch import Tensor, nn
 
 from proxyfda.utils.errors import BadType, BadValue
+from proxyfda.utils.rules import LARGEST_FLOAT
 from proxyfda.utils.suggest import did_you_mean
 
 __all__ = ["REGULARISERS", "Features", "Options", "Regulariser", "create", "find", "names"]
@@ -67,12 +67,12 @@ class Options:
     def _require_positive(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            self._require(math.isfinite(value) and value > 0, name, "use a finite number above 0")
+            self._require(0 < value <= LARGEST_FLOAT, name, "use a finite number above 0")
 
     def _require_not_negative(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            sound = math.isfinite(value) and value >= 0
+            sound = 0 <= value <= LARGEST_FLOAT
             self._require(sound, name, "use a finite number of at least 0")
 
 

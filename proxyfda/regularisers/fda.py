@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
@@ -21,6 +20,7 @@ from proxyfda.regularisers.constants import (
 )
 from proxyfda.regularisers.relations import RelationalRegulariser, RowLosses, relation_loss
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.rules import LARGEST_FLOAT
 
 __all__ = ["FDA", "FDAOptions", "fda_loss"]
 
@@ -64,7 +64,9 @@ class FDAOptions(Options):
         self._require(self.k >= 1, "k", "a neighbourhood needs at least 1 neighbour")
         self._require_positive("tau", "slope")
         self._require(
-            math.isfinite(self.bias), "bias", "use a finite number (SigLIP's is +10 in this sign)"
+            abs(self.bias) <= LARGEST_FLOAT,
+            "bias",
+            "use a finite number (SigLIP's is +10 in this sign)",
         )
         self._require(self.units in UNITS, "units", f"use one of {', '.join(UNITS)}")
         self._require(

@@ -7,7 +7,6 @@ one set of features or across two, several sets at once, and with proxies.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Callable, ClassVar, Dict, Optional, Tuple
 
@@ -26,6 +25,7 @@ from proxyfda.neighbours.proxies import (
 )
 from proxyfda.regularisers.base import Options, Regulariser
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.rules import LARGEST_FLOAT
 
 RowLosses = Callable[[Tensor, Relations], Tensor]
 """(cosines [N, P], Relations) -> losses [N]."""
@@ -348,11 +348,11 @@ class ProxyOptions(Options):
         )
         self._require_not_negative("alpha")
         self._require(
-            0.03 <= self.proxy_temperature < math.inf, "proxy_temperature", "use at least 0.03"
+            0.03 <= self.proxy_temperature <= LARGEST_FLOAT,
+            "proxy_temperature",
+            "use at least 0.03",
         )
-        self._require(
-            abs(self.proxy_seed) < 2**63, "proxy_seed", "use a whole number below 2**63"
-        )
+        self._require(abs(self.proxy_seed) < 2**63, "proxy_seed", "use a whole number below 2**63")
         for name in ("max_proxies", "max_proxy_pairs"):
             self._require(getattr(self, name) >= 1, name, "use at least 1")
 

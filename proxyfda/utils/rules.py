@@ -6,7 +6,6 @@ reads a config applies it once (:func:`check_values`).
 
 from __future__ import annotations
 
-import math
 import reprlib
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Tuple, Union
@@ -15,11 +14,13 @@ from proxyfda.utils.errors import BadValue
 from proxyfda.utils.suggest import did_you_mean
 
 __all__ = [
-    "Checked", "Flag", "Names", "OneOf", "Real", "Rule", "Several", "Text", "Whole", "check_values",
-    "chooses", "shown",
+    "LARGEST_FLOAT", "Checked", "Flag", "Names", "OneOf", "Real", "Rule", "Several", "Text",
+    "Whole", "check_values", "chooses", "shown",
 ]  # fmt: skip
 
 _LARGEST = 2**31 - 1
+LARGEST_FLOAT = 3.4e38
+"""What a float of 32 bits holds: torch raises an error of its own for more."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 120
@@ -136,7 +137,7 @@ class Real(Rule):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
         try:
-            if not math.isfinite(value):
+            if not abs(float(value)) <= LARGEST_FLOAT:
                 return False
         except OverflowError:  # an int beyond all floats
             return False
@@ -146,6 +147,10 @@ class Real(Rule):
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+    def hint(self, value: Any) -> str:
+        large = isinstance(value, (int, float)) and abs(value) > LARGEST_FLOAT
+        return f" (at most {LARGEST_FLOAT:g} is possible)" if large else ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class Text(Rule):
 
     @property
     def wanted(self) -> str:
-        return self.what if self.empty else f"{self.what} that is not empty"
+        return self.what if self.empty else f"{self.what} (not empty)"
 
     def accepts(self, value: Any) -> bool:
         return isinstance(value, str) and (self.empty or bool(value)) and "\0" not in value

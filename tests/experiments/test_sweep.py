@@ -134,7 +134,7 @@ def test_complete_jobs_of_another_config_are_not_taken_for_these(make_jobs, caps
     assert sweep.run(make_jobs("ZeroshotCLIP", opts=("INPUT.INTERPOLATION", "bilinear"))) == 1
     assert "INTERPOLATION is 'bicubic' there and 'bilinear' here" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="INTERPOLATION is 'bicubic' there"):
-        sweep.run(make_jobs("ZeroshotCLIP", opts=("INPUT.INTERPOLATION", "area")), strict=True)
+        sweep.run(make_jobs("ZeroshotCLIP", opts=("INPUT.INTERPOLATION", "nearest")), strict=True)
 
 
 def test_a_failing_job_is_reported_and_the_others_go_on(fake_jobs, capsys):

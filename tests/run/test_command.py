@@ -114,6 +114,17 @@ def test_the_overlay_may_be_given_by_a_variable(dry, monkeypatch):
         (["base2new", "CoOp", "folder", "1", "--label", "../up"], "--label is '../up'"),
         (["base2new", "CoOp", "folder", "1", "--label", ".."], "--label is '..'"),
         (["base2new", "CoOp", "folder", "1", "OPTIM.LR", "-1"], "OPTIM.LR is -1"),
+        (
+            ["base2new", "CoOp", "folder", "1", "SEED", "3"],
+            "SEED is chosen by the protocol; give SEE",
+        ),
+        (["base2new", "CoOp", "folder", "-1"], "SEED is -1"),
+        (["base2new", ",", "folder", "1"], "TRAINER is ',', which names none"),
+        (["base2new", "CoOp", ",", "1"], "',' names no dataset"),
+        (
+            ["base2new", "CoOp", "folder", "1", "--launcher-opt", "a=b"],
+            "--launcher-opt a=b is for ray",
+        ),
         (["zeroshot", "--launcher", "pbs"], "--launcher is 'pbs'; use local, ray or slurm"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

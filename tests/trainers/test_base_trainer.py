@@ -309,7 +309,7 @@ def test_missing_and_foreign_checkpoints(make_trainer, capsys):
         (["TRAINER.COOP.N_CTX", 0], "TRAINER.COOP.N_CTX is 0; give a whole number of at least 1"),
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "midle"], "(did you mean 'middle'?)"),
         (["INPUT.SIZE", (224, 224)], 'set INPUT.SIZE "(32, 32)"'),
-        (["TRAINER.COOP.N_CTX", 75], "tokens, the text encoder takes 77"),
+        (["TRAINER.COOP.N_CTX", 75], "which leave no room for class names in the 77 tokens"),
         (["MODEL.BACKBONE.NAME", "ViT-B/161"], "did you mean 'ViT-B/16'?"),
     ],
     ids=["precision", "n_ctx", "position", "image size", "too long", "backbone"],

@@ -86,7 +86,7 @@ class FineTune(BalancedBatches, ConfiguredTrainer):
     }
     rules = {
         "HEAD": OneOf(("", *HEADS)),
-        "START_FROM": Text(what="a folder"),
+        "START_FROM": Text(what="a folder's path"),
         "ANCHOR": OneOf(ANCHORS),
         "CACHE_ANCHORS": Flag(),
         "WARMUP_STEPS": Whole(0),

@@ -1,29 +1,11 @@
 """Fixtures of the bad inputs: a data root, a config and a finished run, all small."""
 
-import contextlib
 import os
 
 import pytest
 import torch
 import yaml
 from faults.inputs.calls import CLASSES, Place, call, picture, words_of
-
-
-def pytest_addoption(parser):
-    with contextlib.suppress(ValueError):  # it is there already
-        parser.addoption("--long", action="store_true", help="run what is marked long as well")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "long: every bad input; needs --long")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--long"):
-        skip = pytest.mark.skip(reason="needs --long")
-        for item in items:
-            if "long" in item.keywords:
-                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

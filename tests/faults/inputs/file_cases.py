@@ -467,6 +467,8 @@ def flag_cases():
         ("CoOp", "DATASET.SUBSAMPLE_CLASSES seen@0", "seen@0"),
         ("CoOp", "DATASET.SUBSAMPLE_CLASSES seen@1", "seen@1"),
         ("CoOp", "DATASET.SPLIT ldifs", "LDIFS"),
+        ("CoOp", "OPTIM.WEIGHT_DECAY 1e300", "WEIGHT_DECAY"),
+        ("CoOp", "TRAINER.PROXYFDA.REGULARISER fda TRAINER.PROXYFDA.WEIGHT 1e300", "WEIGHT"),
     ):  # fmt: skip
         make = _of_trainer(trainer, *words.split())
         yield FileCase(f"{trainer}: {words}", said, make)

@@ -11,9 +11,9 @@ from proxyfda.utils.rules import Real, Several
 
 # What somebody may type for a value; each option is given those that its rule refuses.
 WORDS = (
-    "-1", "0", "-0.5", "1.5", "7", "1e400", "-1e400", "100000000000000000000", "''", "x", "True",
-    "None", "()", "(1,)", "(-1, 1)", "(2, 1)", "(1, 2, 3)", "(0, 0, 0)", "('x',)", "{'a': 1}", "[",
-    "(1e400, 1e400)", "nan", "inf", "1,0", "0x", "1_", "two words",
+    "-1", "0", "-0.5", "1.5", "7", "1e400", "-1e400", "100000000000000000000", "1e300", "''", "x",
+    "True", "None", "()", "(1,)", "(-1, 1)", "(2, 1)", "(1, 2, 3)", "(0, 0, 0)", "('x',)",
+    "{'a': 1}", "[", "(1e400, 1e400)", "nan", "inf", "1,0", "0x", "1_", "two words",
 )  # fmt: skip
 # By the type of the default, for options whose classes check themselves.
 WORDS_BY_TYPE = {

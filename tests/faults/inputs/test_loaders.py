@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import yaml
+from faults.inputs.calls import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +15,14 @@ from PIL import Image
 from datasets.entry import PARTS, Entry, leaves_folder, same_prompts
 from datasets.split import SplitDataset, _parse_split
 from proxyfda.engine.images import to_rgb
-from proxyfda.experiments.config import default_config, flat, merge_file, near_option, option_rules
+from proxyfda.experiments.config import (
+    check_options,
+    default_config,
+    flat,
+    merge_file,
+    near_option,
+    option_rules,
+)
 from proxyfda.utils.errors import BadValue, UserError
 from proxyfda.utils.rules import OneOf, Real, Several, Text, Whole
 from proxyfda.utils.templates import check_template
@@ -117,6 +125,15 @@ def test_defaults_keep_to_their_rules():
         for key, value in flat(default_config())
         if not rules.get(key, Text()).accepts(value) and key in rules
     ]
+
+
+def test_the_configs_keep_to_the_rules():
+    files = sorted((ROOT / "configs").glob("[dtr]*/**/*.yaml"))
+    assert len(files) > 60
+    for path in files:
+        cfg = default_config()
+        merge_file(cfg, str(path), "--config-file")
+        check_options(cfg)
 
 
 @pytest.mark.parametrize(
