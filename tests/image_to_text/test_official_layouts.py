@@ -37,7 +37,7 @@ def results(output):
 
 
 def test_captioning(places, tmp_path, capfd):
-    more = ("--methods", "naive,FDA", "--epochs", "6", "--lr", "1e-2", "--workers", "1")
+    more = ("--methods", "naive,FDA", "--epochs", "12", "--lr", "1e-2", "--workers", "1")
     assert command(places, "captioning", "blip", "coco", "animal", tmp_path, *more) == 0
     found = results(tmp_path)
     assert set(found) == {"Pretrained", "FineTune", "FDAFineTune"}
@@ -59,7 +59,7 @@ def image_examples(places):
 
 @pytest.mark.parametrize("model", ["git", "blip_vqa"])
 def test_questions(places, model, tmp_path):
-    more = ("--methods", "naive", "--epochs", "6", "--lr", "1e-2", "--workers", "1")
+    more = ("--methods", "naive", "--epochs", "12", "--lr", "1e-2", "--workers", "1")
     assert command(places, "vqa", model, "vqa", "number", tmp_path, *more) == 0
     found = results(tmp_path)
     assert set(found["FineTune"]["scores"]) == {"number", "other", "yes/no"}

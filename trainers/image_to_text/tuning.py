@@ -121,6 +121,7 @@ def tune(
             bf16=precision == "bf16",
             use_cpu=device == "cpu",
             logging_steps=10,
+            logging_first_step=True,
             save_strategy="epoch",
             save_total_limit=1,
             report_to="none",
