@@ -20,7 +20,7 @@ import os
 from collections import defaultdict
 
 from datasets.image_text import Example
-from datasets.official_json import first_folder, images_found, records, the_file
+from datasets.official_json import first_folder, images_found, records, the_file, the_folder
 from proxyfda.utils.errors import BadValue
 
 __all__ = ["KARPATHY", "read"]
@@ -52,7 +52,7 @@ def read(folder, split="val2017"):
         NotFound: files, folders or images that are not there.
         BadValue: a file that is no JSON or not of this layout, or without a caption.
     """
-    folder = os.path.expanduser(folder)
+    folder = the_folder(folder)
     if split in KARPATHY:
         source, listed = _karpathy(folder, split)
     else:

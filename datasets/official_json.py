@@ -9,9 +9,21 @@ from datasets.entry import find_files, similar_neighbour
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean
 
-__all__ = ["check_key", "first_folder", "images_found", "records", "the_file"]
+__all__ = ["check_key", "first_folder", "images_found", "records", "the_file", "the_folder"]
 
 HINT = "docs/captioning.md says what belongs where"
+
+
+def the_folder(path):
+    """The folder of a dataset, with ``~`` replaced.
+
+    Raises:
+        NotFound: it is not there.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isdir(path):
+        raise NotFound(f"the folder of the data {path} does not exist; name the one that has them")
+    return path
 
 
 def the_file(places, what):

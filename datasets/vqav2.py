@@ -19,7 +19,14 @@ from __future__ import annotations
 import os
 
 from datasets.image_text import Example
-from datasets.official_json import check_key, first_folder, images_found, records, the_file
+from datasets.official_json import (
+    check_key,
+    first_folder,
+    images_found,
+    records,
+    the_file,
+    the_folder,
+)
 from proxyfda.utils.errors import BadValue
 
 __all__ = ["read"]
@@ -40,7 +47,7 @@ def read(folder, split="val2014", family="answer_type"):
         BadValue: a file that is no JSON or not of this layout, a question without annotation or
             answers, or a key that the annotations have not.
     """
-    folder = os.path.expanduser(folder)
+    folder = the_folder(folder)
     asked = _file(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", "questions")
     told = _file(folder, f"v2_mscoco_{split}_annotations.json", "answers")
     questions = records(asked, "questions", question_id=int, image_id=(int, str), question=str)

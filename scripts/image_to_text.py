@@ -28,6 +28,7 @@ from proxyfda.experiments.strengths import strengths_of
 from proxyfda.names import METHODS, PRETRAINED, finetune_run, method_title, split_run_name
 from proxyfda.regularisers import find
 from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.suggest import did_you_mean
 
 PROJECT = Project(ROOT, entry="train")
 ENTRY = "trainers.image_to_text.entry"
@@ -113,6 +114,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         setattr(args, name, osp.abspath(place) if osp.isdir(place) else place)
     args.lr = args.lr or ("" if args.model == BUNDLED else "1e-5")
     args.runs = _runs(args.methods or LISTED)
+    if args.model != BUNDLED:
+        from trainers.image_to_text.models import ImageToText
+
+        ImageToText.check_place(args.model, questions=args.protocol == "vqa")
     _take_families(args)
     return args
 
@@ -160,7 +165,10 @@ def _take_families(args: argparse.Namespace) -> None:
     asked = [word.strip() for word in args.evaluate_on.split(",") if word.strip()] or known
     for family in [args.tune_on, *asked]:
         if family not in known:
-            raise BadValue(f"there is no family {family!r}; there are {', '.join(known)}")
+            raise BadValue(
+                f"there is no family {family!r}{did_you_mean(family, known)}; there are "
+                f"{', '.join(known)}"
+            )
     args.families = [args.tune_on, *(family for family in asked if family != args.tune_on)]
     if len(args.families) < 2:
         raise BadValue(

@@ -42,7 +42,7 @@ def coco(root, split="val2017", part="test", count=2):
     (root / split).mkdir(parents=True, exist_ok=True)
     for number, (path, label) in enumerate(pictures(part, count), 100):
         name, kind = THINGS[label]
-        place = PLACES[kind]
+        place = PLACES[kind] if number % 2 == 0 else "road"
         images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": 32, "width": 32})
         shutil.copy(path, root / split / images[-1]["file_name"])
         for text in (f"A {name} on the {place}.", f"a {name} stands in {place}"):
@@ -71,7 +71,7 @@ def vqa(root, split="val2014", part="test", count=2):
         for place, (question, form, type_, answers) in enumerate(
             (
                 ("Is it a ship?", "is it a", "yes/no", ["yes" if name == "ship" else "no"] * 10),
-                ("How many?", "how many", "number", ["1"] * 7 + ["one", "2", "many"]),
+                ("How many?", "how many", "number", ["one"] * 7 + ["1", "2", "many"]),
                 ("Where is it?", "where is the", "other", [PLACES[kind]] * 4 + ["sky"] * 6),
             )
         ):

@@ -50,12 +50,12 @@ def model(kind, seed=0):
     if kind == "git":
         config = GitConfig(
             vision_config=_VISION, bos_token_id=2, eos_token_id=3, **_TEXT,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
         )  # fmt: skip
         return GitForCausalLM(config)
     text = dict(
         _TEXT, encoder_hidden_size=16, bos_token_id=4, sep_token_id=3, eos_token_id=3,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
     )  # fmt: skip
     config = BlipConfig(text_config=text, vision_config=_VISION)
     return {"blip": BlipForConditionalGeneration, "blip_vqa": BlipForQuestionAnswering}[kind](

@@ -16,7 +16,7 @@ from proxyfda.utils.errors import BadModel, BadValue, NotFound
 from trainers.image_to_text.models import ImageToText, pooled
 
 PATHS = [str(path) for path, _ in trees.pictures("test", 2)]
-QUESTIONS = ["what colour is it?", "is it a ship?", "where is the dog?"] * 2
+QUESTIONS = ["colour?", "is it a ship on the water?", "where is the dog?"] * 2
 TEXTS = ["green", "a red ship on water", "on grass"] * 2
 
 

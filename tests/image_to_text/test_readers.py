@@ -67,6 +67,12 @@ def test_an_image_without_things_has_a_family_of_its_own(coco):
     assert coco_captions.read(str(coco))[0].family == "nothing"
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    for read in (coco_captions.read, vqav2.read):
+        with pytest.raises(NotFound, match="the folder of the data .*nowhere does not exist"):
+            read(str(tmp_path / "nowhere"))
+
+
 def test_images_may_lie_below_images(coco):
     (coco / "images").mkdir()
     (coco / "val2017").rename(coco / "images" / "val2017")
@@ -173,7 +179,7 @@ def test_questions_and_the_answers_of_all(vqa):
     assert len(examples) == 18
     assert examples[1] == Example(
         str(vqa / "val2014" / "COCO_val2014_000000000042.jpg"),
-        ("1",) * 7 + ("one", "2", "many"),
+        ("one",) * 7 + ("1", "2", "many"),
         "How many?",
         "number",
     )

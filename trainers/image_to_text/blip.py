@@ -16,6 +16,12 @@ from trainers.image_to_text.texts import IGNORED, Texts
 __all__ = ["BlipAnswers", "BlipCaptions"]
 
 
+def _keep_mask(module, args, kwargs):
+    """transformers 5 gives the mask of what cross-attention looks at under another name than the
+    one it is read by, so that the padding of questions would count."""
+    return args, {"encoder_attention_mask": kwargs.get("attention_mask"), **kwargs}
+
+
 class _Blip(Texts):
     def __init__(self, model, tokenizer):
         config = model.config.text_config
@@ -54,6 +60,12 @@ class BlipAnswers(_Blip):
     """``BlipForQuestionAnswering``, which reads the question with an encoder of its own."""
 
     answers = True
+
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
+        for name, module in model.named_modules():
+            if name.endswith("crossattention.self"):
+                module.register_forward_pre_hook(_keep_mask, with_kwargs=True)
 
     def ask(self, questions):
         """See :meth:`Texts.ask`."""

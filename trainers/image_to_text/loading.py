@@ -16,7 +16,7 @@ from proxyfda.backbones.weights import (
 )
 from proxyfda.utils.errors import BadModel, BadValue, NotFound, NotInstalled
 
-__all__ = ["load"]
+__all__ = ["load", "named_class"]
 
 CONFIG = "config.json"
 WEIGHTS = tuple(
@@ -44,14 +44,8 @@ def load(place, classes):
         BadModel: a model of another class.
         BadValue: files that are damaged or do not fit each other.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise NotInstalled(
-            f"transformers cannot be imported ({error}); pip install 'proxyfda[captioning]'"
-        ) from error
-    source = _Source(place)
-    kind = getattr(transformers, _architecture(source, transformers, classes))
+    transformers, source = _transformers(), _Source(place)
+    kind = getattr(transformers, _architecture(source, classes))
     with torch.random.fork_rng(devices=[]):  # missing weights are drawn
         model, report = source.read("weights", kind, output_loading_info=True, weights_only=True)
     missing = sorted(report["missing_keys"])
@@ -62,6 +56,21 @@ def load(place, classes):
         )
     tokenizer = source.read("tokenizer", transformers.AutoTokenizer)
     return model.float(), tokenizer, source.read("image processor", transformers.AutoImageProcessor)
+
+
+def named_class(place, classes):
+    """The one of ``classes`` that a model is of, by its config alone; see :func:`load`."""
+    return _architecture(_Source(place), classes)
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError as error:
+        raise NotInstalled(
+            f"transformers cannot be imported ({error}); pip install 'proxyfda[captioning]'"
+        ) from error
+    return transformers
 
 
 class _Source:
@@ -118,7 +127,7 @@ def _first_sentence(error):
     return first_line(error).split(". ")[0]
 
 
-def _architecture(source, transformers, classes):
+def _architecture(source, classes):
     """The class of transformers that a config names."""
     if source.folder:
         try:
@@ -127,7 +136,7 @@ def _architecture(source, transformers, classes):
             raise BadValue(
                 f"{source.folder / CONFIG} is no JSON ({first_line(error)}); fetch it again"
             ) from error
-    config = source.read("config", transformers.AutoConfig)
+    config = source.read("config", _transformers().AutoConfig)
     named = list(config.architectures or [])
     for name in named:
         if name in classes:

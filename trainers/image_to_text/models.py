@@ -67,6 +67,14 @@ class ImageToText:
         model, tokenizer, image_processor = load(place, tuple(FAMILIES))
         return cls(model.to(device, dtype), tokenizer, image_processor)
 
+    @staticmethod
+    def check_place(place, questions):
+        """Refuse what is no model that answers questions (or captions images), by its config
+        alone; raises as :meth:`load` does."""
+        from trainers.image_to_text.loading import named_class
+
+        _check_kind(named_class(place, tuple(FAMILIES)), questions, place)
+
     def save(self, folder):
         """Write model, tokenizer and image processor into a folder that :meth:`load` reads."""
         for part in (self.model, self.tokenizer, self.image_processor):
@@ -145,19 +153,8 @@ class ImageToText:
 
     def check(self, examples):
         """Refuse examples that are of another kind than what the model does."""
-        name = type(self.model).__name__
         for example in examples:
-            if example.question and not self.texts.answers:
-                raise BadValue(
-                    f"{name} only captions images, and {example.image} has the question "
-                    f"{example.question!r}; give a model for questions, such as "
-                    "BlipForQuestionAnswering or GitForCausalLM"
-                )
-            if not example.question and not self.texts.captions:
-                raise BadValue(
-                    f"{name} only answers questions, and {example.image} has none; give a model "
-                    "for captions, such as BlipForConditionalGeneration or GitForCausalLM"
-                )
+            _check_kind(type(self.model).__name__, bool(example.question), example.image)
 
     @torch.no_grad()
     def _say(self, examples, images, asked, num_beams, max_new_tokens):
@@ -168,9 +165,25 @@ class ImageToText:
             num_beams=num_beams,
             max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
+            use_cache=True,  # Trainer saves models without
         )
         texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+def _check_kind(name, question, where):
+    """Refuse a question, or a caption, that a class of models does not take."""
+    family = FAMILIES[name]
+    if question and not family.answers:
+        raise BadValue(
+            f"{name} only captions images, and a question is asked ({where}); give a model for "
+            "questions, such as BlipForQuestionAnswering or GitForCausalLM"
+        )
+    if not question and not family.captions:
+        raise BadValue(
+            f"{name} only answers questions, and a caption is asked for ({where}); give a model "
+            "for captions, such as BlipForConditionalGeneration or GitForCausalLM"
+        )
 
 
 def _images(examples, images):
