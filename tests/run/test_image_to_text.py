@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(tmp_path, mon
 
     def stopped(self, *args):
         calls.append(args)
-        if len(calls) == 3:  # the second epoch has begun
+        if len(calls) == 5:  # the second epoch has begun, of three batches each
             raise KeyboardInterrupt
         return batch(self, *args)
 
