@@ -404,7 +404,7 @@ def _different(records):
         for key in sorted({key for r in runs for key in r.details["cfg"]}):
             values, cells = {}, {}
             for r in runs:
-                value = _setting(key, r.details["cfg"].get(key, "not there"))
+                value = _shared(key, r.details["cfg"].get(key, "not there"))
                 values.setdefault(value, []).append(r)
                 cells.setdefault((r.dataset, r.shots), set()).add(value)
             if len(values) == 1 or key.startswith(_FREE):
@@ -423,7 +423,7 @@ def _different(records):
     return [_cut(texts) for texts in (inside, between)]
 
 
-def _setting(key, value):
+def _shared(key, value):
     """The value of an option as runs of one row have to share it: each seed has a start of its own,
     and so has each task of a row."""
     if key not in _STARTS:
