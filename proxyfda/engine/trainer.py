@@ -323,13 +323,13 @@ class SimpleTrainer(EvaluationLoop, TrainerBase):
     def _check_start(self, directory):
         if self.cfg.RESUME and not self.start_epoch:
             raise NotFound(
-                f"--resume {directory} has no checkpoint to go on from: give the output folder of a "
-                "training of this trainer"
+                f"--resume {directory} has no checkpoint to go on from: give the output folder of "
+                "a training of this trainer"
             )
         if self.start_epoch > self.max_epoch:
             raise BadValue(
                 f"the checkpoint in {directory} is of epoch {self.start_epoch}, past "
-                f"OPTIM.MAX_EPOCH {self.max_epoch}: raise OPTIM.MAX_EPOCH, or go on from another one"
+                f"OPTIM.MAX_EPOCH {self.max_epoch}: raise it, or go on from another checkpoint"
             )
 
     def _complete(self, directory):

@@ -64,7 +64,7 @@ class Job:
 
     @property
     def damage(self) -> str:
-        """Why its ``result.json`` does not count, in a sentence; empty if it does, or is missing."""
+        """Why its ``result.json`` does not count; empty if it does, or if there is none."""
         try:
             record.read(self.folder)
         except NotFound:

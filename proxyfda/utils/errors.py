@@ -119,8 +119,9 @@ def sentence(error: BaseException) -> str:
 def show_user_errors() -> None:
     """From now on an uncaught :class:`UserError` ends the program with ``error: <sentence>``.
 
-    For entry points. A full or read-only disk is told in the same way (:func:`refused_write`). The exit code is 1; every other exception keeps its traceback, and so does
-    everything with ``PROXYFDA_TRACEBACK=1``. Ctrl-C ends with exit code 130 and a hint.
+    For entry points. A full or read-only disk is told in the same way (:func:`refused_write`). The
+    exit code is 1; every other exception keeps its traceback, and so does everything with
+    ``PROXYFDA_TRACEBACK=1``. Ctrl-C ends with exit code 130 and a hint.
     """
     show = sys.excepthook
 

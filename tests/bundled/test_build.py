@@ -89,6 +89,13 @@ def test_two_at_once(tmp_path):
     assert build.is_complete(SPEC, tmp_path)
 
 
+def test_what_a_killed_call_left_is_removed(tmp_path):
+    left = tmp_path / f".{SPEC.folder}.0123abcd" / "images"
+    left.mkdir(parents=True)
+    assert build.render_dataset(SPEC, tmp_path, SMALL) == "rendered"
+    assert [p.name for p in tmp_path.iterdir()] == [SPEC.folder]
+
+
 def test_other_reason_for_failing_is_not_hidden(tmp_path):
     (tmp_path / "root").write_text("a file where a folder should be")
     with pytest.raises(OSError):

@@ -18,7 +18,7 @@ def undisturbed():
 
 
 @pytest.fixture
-def scene(argv, images, config, tmp_path_factory, undisturbed):
+def scene(argv, images, config, tmp_path_factory, undisturbed):  # noqa: F811
     """The scenes, and by name what an undisturbed one leaves and its number of operations."""
     made = Scenes(argv, images, config, images.parent / "projects")
 

@@ -8,12 +8,12 @@ import zipfile
 
 import pytest
 import torch
+from scenes import EPOCHS, Scenes, left_in
 
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import LOCK, OWNER
 from proxyfda.utils.errors import UserError, sentence
-from scenes import EPOCHS, Scenes, left_in
 
 NAN, INF = float("nan"), float("inf")
 
@@ -200,7 +200,7 @@ def test_a_backbone_that_is_not_finite_is_refused(run, tmp_path, tiny_state, val
     state["visual.proj"][0, 0] = value
     torch.save(state, tmp_path / "bad.pt")
     for words in (EPOCHS, ("--eval-only",)):
-        with pytest.raises(UserError, match=r"bad.pt has weights that are infinite or NaN \(visual"):
+        with pytest.raises(UserError, match=r"bad.pt has weights that are infinite or NaN \("):
             trainer = "ZeroshotCLIP" if "--eval-only" in words else "CoOp"
             weights = ("MODEL.BACKBONE.WEIGHTS", tmp_path / "bad.pt")
             run(tmp_path / "out", trainer, *words, *weights)
@@ -219,7 +219,7 @@ def test_a_gradient_that_is_not_finite_in_the_last_step(run, tmp_path, monkeypat
 
     monkeypatch.setattr(cls, "update", spoilt)
     out = tmp_path / "out"
-    with pytest.raises(FloatingPointError, match="after epoch 2 has weights|outputs on the val set"):
+    with pytest.raises(FloatingPointError, match="epoch 2 has weights|outputs on the val set"):
         run(out, "CoOp", *EPOCHS, "TEST.FINAL_MODEL", final)
     assert not (out / "result.json").exists()
     assert not (out / "prompt_learner" / "model.pth.tar-2").exists()

@@ -12,11 +12,11 @@ from scenes import left_in
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 # At least the number of operations of each scene, and how many of them the short form takes.
 POINTS = {
-    "CoOp": (55, 6),
-    "best model": (105, 4),
-    "two models": (120, 2),
-    "grid": (105, 3),
-    "sweep": (150, 2),
+    "CoOp": (55, 4),
+    "best model": (105, 2),
+    "two models": (120, 1),
+    "grid": (105, 2),
+    "sweep": (150, 1),
 }
 
 pytestmark = forks

@@ -479,3 +479,33 @@ class TestCommand:
             assert getattr(results, name) is not None and name in dir(results)
         with pytest.raises(AttributeError, match="no attribute 'tables_of'"):
             _ = results.tables_of
+
+
+class TestStarts:
+    """Runs of one row start from the same, or each seed from its own."""
+
+    @staticmethod
+    def notes(root, key, starts):
+        for seed, start in enumerate(starts, 1):
+            node, _, name = key.rpartition(".")
+            cfg = {name: start}
+            for part in reversed(node.split(".")):
+                cfg = {part: cfg}
+            for part in ("base", "new"):
+                write_run(root, part, "x", "CoOp", seed, 50, cfg=cfg)
+        summary = summarise(collect(root))
+        notes = [note for note in summary.notes if "without ZeroshotCLIP" not in note]
+        return summary.uniform, " ".join(notes)
+
+    @pytest.mark.parametrize("key", ["MODEL.INIT_WEIGHTS", "TRAINER.FINETUNE.START_FROM"])
+    def test_another_start_is_another_setting(self, tmp_path, key):
+        uniform, notes = self.notes(tmp_path, key, ["", "out/a/seed1"])
+        assert not uniform and f"{key} is " in notes
+
+    @pytest.mark.parametrize("key", ["MODEL.INIT_WEIGHTS", "TRAINER.FINETUNE.START_FROM"])
+    def test_each_seed_may_start_from_its_own(self, tmp_path, key):
+        assert self.notes(tmp_path, key, ["out/a/seed1", "out/a/seed2"]) == (True, "")
+
+    def test_the_tasks_of_a_row_start_from_each_other(self, tmp_path):
+        tasks = [f"out/continual/train/a+b/task{i}/CoOp/cfg/seed1" for i in (1, 2)]
+        assert self.notes(tmp_path, "MODEL.INIT_WEIGHTS", ["", *tasks]) == (True, "")
