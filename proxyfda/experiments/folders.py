@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from proxyfda.engine.writers import CURVES, WANDB_ID
 from proxyfda.experiments import layout
 from proxyfda.experiments.config import flat
 from proxyfda.experiments.lock import LOCK
@@ -19,7 +20,7 @@ from proxyfda.names import is_zero_shot, split_run_name
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import remove_partial
 
-_ASIDE = (layout.LOG, layout.TENSORBOARD)
+_ASIDE = (layout.LOG, layout.TENSORBOARD, CURVES, WANDB_ID)
 _POINTER, _CHECKPOINT = "checkpoint", ".pth.tar"  # as the engines name them
 
 
@@ -61,7 +62,7 @@ def holds_work(folder: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return any(
-        entry.name not in (layout.CONFIG, layout.ERROR)
+        entry.name not in (layout.CONFIG, layout.ENVIRONMENT, layout.ERROR)
         and not entry.name.startswith((*_ASIDE, LOCK))
         and not entry.name.endswith(".tmp")
         and (not entry.is_dir() or any(holds for _, _, holds in os.walk(entry.path)))

@@ -156,7 +156,7 @@ def test_images_are_prepared_as_the_backbone_takes_them(make_trainer, capsys):
 # -- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
-    "half precision": ([f"{OWN}.PREC", "fp16"], "PREC is 'fp16'.*give fp32 or amp"),
+    "half precision": ([f"{OWN}.PREC", "fp16"], "PREC is 'fp16'.*give fp32, amp or bf16"),
     "head": ([f"{OWN}.HEAD", "prob"], "HEAD is 'prob'.*probe"),
     "anchor": ([f"{OWN}.ANCHOR", "last"], "ANCHOR is .last.*give pretrained or previous"),
     "previous": ([f"{OWN}.ANCHOR", "previous"], "START_FROM names no run"),
