@@ -9,7 +9,8 @@ import re
 
 from proxyfda.utils.errors import BadValue, NotInstalled
 from proxyfda.utils.files import write_text
-from proxyfda.utils.rules import Text
+from proxyfda.utils.nested import plain
+from proxyfda.utils.rules import Checked, Text
 from proxyfda.utils.suggest import did_you_mean
 
 LOG = {
@@ -17,12 +18,10 @@ LOG = {
     "WANDB_PROJECT": "proxyfda",
 }
 """The options under `LOG` with their defaults."""
-LOG_RULES = {
-    "LOG.WRITERS": Text(what="names of writers, joined by commas"),
-    "LOG.WANDB_PROJECT": Text(empty=False, what="the name of a project"),
-}
 CURVES = "curves.csv"
 WANDB_ID = "wandb-id"
+LEFT = (CURVES, WANDB_ID, "wandb")
+"""What writers leave in a run's folder beside `tensorboard`; the last one is wandb's own."""
 
 
 class TensorBoard:
@@ -93,7 +92,7 @@ class Wandb:
             project=cfg.LOG.WANDB_PROJECT,
             dir=folder,
             name=os.sep.join(os.path.abspath(folder).split(os.sep)[-4:]),
-            config=_plain(cfg),
+            config=plain(cfg),
             id=known,
             resume="allow",
         )
@@ -122,12 +121,6 @@ class Wandb:
         self._run.finish()
 
 
-def _plain(node):
-    if not isinstance(node, dict):
-        return node
-    return {key: _plain(value) for key, value in node.items()}
-
-
 WRITERS = {"tensorboard": TensorBoard, "csv": Csv, "wandb": Wandb}
 
 
@@ -150,6 +143,13 @@ def named_writers(words):
             "LOG.WRITERS has wandb, which is not installed: pip install wandb, or leave it out"
         )
     return names
+
+
+LOG_RULES = {
+    "LOG.WRITERS": Checked(named_writers, f"any of {', '.join(WRITERS)}, joined by commas"),
+    "LOG.WANDB_PROJECT": Text(empty=False, what="the name of a project"),
+}
+"""What these may be, by their dotted names."""
 
 
 class Writers:
