@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-import re
 
 from proxyfda.utils.errors import BadValue, NotInstalled
 from proxyfda.utils.files import write_text
 from proxyfda.utils.nested import plain
 from proxyfda.utils.rules import Checked, Text
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.words import listed
 
 LOG = {
     "WRITERS": "tensorboard",  # of tensorboard, csv and wandb, joined by commas; empty: none
@@ -131,7 +131,7 @@ def named_writers(words):
         BadValue: one that there is not.
         NotInstalled: wandb, which cannot be imported.
     """
-    names = list(dict.fromkeys(filter(None, re.split(r"[,\s]+", str(words)))))
+    names = list(dict.fromkeys(listed(str(words))))
     for name in names:
         if name not in WRITERS:
             raise BadValue(

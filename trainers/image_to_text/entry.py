@@ -16,9 +16,10 @@ from proxyfda.dassl import log_to, open_log, set_random_seed
 from proxyfda.experiments import folders, record
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import PRETRAINED, split_run_name
-from proxyfda.utils.errors import BadValue, NotInstalled
+from proxyfda.utils.errors import BadValue
 from proxyfda.utils.files import writing
 from trainers.image_to_text.data import BUNDLED, CAPTIONING, VQA, source_of
+from trainers.image_to_text.loading import the_library
 
 __all__ = ["check_folder", "check_options", "main", "parser"]
 
@@ -91,16 +92,10 @@ def main(args: argparse.Namespace) -> dict:
 
 def load_model(args, tuned: bool):
     """The model before, or as the run left it, on its device."""
-    try:
-        import transformers
+    the_library().logging.disable_progress_bar()
+    from trainers.image_to_text import tuning
+    from trainers.image_to_text.models import ImageToText
 
-        from trainers.image_to_text import tuning
-        from trainers.image_to_text.models import ImageToText
-    except ImportError as error:
-        raise NotInstalled(
-            f"transformers cannot be imported ({error}); pip install 'proxyfda[transformers]'"
-        ) from error
-    transformers.logging.disable_progress_bar()
     place = args.model
     if tuned:
         place = os.path.join(args.output_dir, tuning.MODEL)
