@@ -7,7 +7,7 @@ import os.path as osp
 from torch import nn
 from yacs.config import CfgNode
 
-from proxyfda.backbones.clip import mismatches
+from proxyfda.backbones.weights import mismatches
 from proxyfda.dassl import TRAINER_REGISTRY, find_checkpoint
 from proxyfda.experiments import layout
 from proxyfda.experiments.folders import read_config
