@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from proxyfda.dassl import load_checkpoint
-from proxyfda.experiments.config import plain
 from proxyfda.sampling import ClassBalancedBatchSampler
+from proxyfda.utils.nested import plain
 from tests.trainers.finetune_tools import BATCH, step, tuned
 
 NODE, OWN = "TRAINER.PROXYFDA", "TRAINER.FINETUNE"
