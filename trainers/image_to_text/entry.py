@@ -132,18 +132,22 @@ def _tuned(args, model, source) -> None:
 
 def _asked(args, model, source, families) -> dict:
     """The result but for the time."""
-    from trainers.image_to_text.evaluation import probe, score
+    from trainers.image_to_text.evaluation import probe, scores
 
-    scores, probes = {}, {}
-    for family in families:
-        scores[family] = score(model, source.part(family, "test"), args.protocol, batch_size=256)
+    parts = {family: source.part(family, "test") for family in families}
+    said, probes = {}, {}
+    for family, part in parts.items():
+        images = part.pixels(range(len(part.examples)))
+        said[family] = model.answers(part.examples, images, batch_size=256)
         train = source.labelled(family, "train")
         if train is not None:
             probes[family] = probe(model, train, source.labelled(family, "test"))
+    found = scores(said, parts, args.protocol)
+    for family in families:
         probed = f", linear probe {probes[family]['linear_probe']:.2f} %" if probes else ""
-        print(f"{family}: {scores[family]['score']:.2f}{probed}", flush=True)
-    return {**_described(args), "scores": scores, **({"probes": probes} if probes else {}),
-            "accuracy": scores[args.tune_on or families[0]]["exact"]}  # fmt: skip
+        print(f"{family}: {found[family]['score']:.2f}{probed}", flush=True)
+    return {**_described(args), "scores": found, **({"probes": probes} if probes else {}),
+            "accuracy": found[args.tune_on or families[0]]["exact"]}  # fmt: skip
 
 
 def _described(args) -> dict:
