@@ -40,7 +40,7 @@ def result(output, protocol, run, config, family="banners", seed=1):
 
 
 def test_captioning_end_to_end_with_the_table(tmp_path, capfd):
-    words = ["captioning", *FEW, "--output", str(tmp_path), "--methods", "naive,L2SP,FDA"]
+    words = ["captioning", *FEW, "--output", str(tmp_path), "--methods", "naive,L2SP,LDIFS,FDA"]
     assert script.main(words) == 0
     said = capfd.readouterr().out
     assert "Captioning, bundled, tuned on banners" in said
@@ -53,7 +53,7 @@ def test_captioning_end_to_end_with_the_table(tmp_path, capfd):
         (path / "seed1/model/model.safetensors").read_bytes()
         for path in (tmp_path / "captioning/banners").glob("*/*")
     ]
-    assert len(weights) == len(set(weights)) == 3  # each method has tuned in its own way
+    assert len(weights) == len(set(weights)) == 4  # each method has tuned in its own way
     assert fda["regulariser"] == {"name": "fda", "weight": 1.0}
     assert naive["probes"]["toys"]["classes"] == 16
     folder = tmp_path / "captioning" / "banners" / "FDAFineTune" / "bundled-weight_1" / "seed1"
@@ -63,7 +63,7 @@ def test_captioning_end_to_end_with_the_table(tmp_path, capfd):
     # what is complete is skipped
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert script.main(words) == 0
-    assert "4 of 4 jobs are complete already" in capfd.readouterr().out
+    assert "5 of 5 jobs are complete already" in capfd.readouterr().out
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
 
 
@@ -77,11 +77,11 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(tmp_path, mon
     assert call("whole") == 0
     batch, calls = ImageToText.batch, []
 
-    def stopped(self, *args):
+    def stopped(self, *args, **more):
         calls.append(args)
         if len(calls) == 5:  # the second epoch has begun, of three batches each
             raise KeyboardInterrupt
-        return batch(self, *args)
+        return batch(self, *args, **more)
 
     monkeypatch.setattr(ImageToText, "batch", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -127,7 +127,6 @@ def script_splits(protocol):
     ("words", "said"),
     [
         (["--methods", "LP-FT"], "LP-FT does not tune a model that speaks"),
-        (["--methods", "LDIFS"], "LDIFS does not tune a model that speaks"),
         (["--methods", "FDAA"], "there is no method 'FDAA'"),
         (["--tune-on", "banner"], "there is no family 'banner'"),
         (["--evaluate-on", "banners"], "only banners is asked about"),
@@ -138,6 +137,7 @@ def script_splits(protocol):
         (["--limit", "0"], "--limit is 0"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--test-split", "val2017"], "no split 'val2017'"),
+        (["--loader-workers", "-1"], "--loader-workers is -1"),
         (["--what"], "'--what' is no option of vqa.sh"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -4,6 +4,7 @@ all families. What it knew before is a run of its own, of the method ``Pretraine
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import shlex
@@ -23,7 +24,7 @@ from trainers.image_to_text.data import BUNDLED, CAPTIONING, VQA, source_of
 
 __all__ = ["check_folder", "main", "parser"]
 
-_FREE = ("output_dir", "data", "device")
+_FREE = ("output_dir", "data", "device", "loader_workers")
 """What may differ between two calls for one run."""
 
 
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=2e-4)
     add("--precision", default="fp32", choices=("fp32", "bf16"))
     add("--device", default="auto", choices=("auto", "cpu"))
+    add("--loader-workers", type=int, default=0, help="processes that read what is tuned on")
     add("--train-split", default="", help="train2017, train2014, karpathy_train, ...")
     add("--test-split", default="", help="val2017, karpathy_test, ...; of rendered: val")
     add("--kinds", default="", help="of VQAv2's files: answer_type or question_type, as families")
@@ -126,7 +128,8 @@ def _tuned(args, model, source) -> None:
         regulariser=split_run_name(args.method)[1],
         weight=args.weight,
         **{key: getattr(args, key) for key in
-           ("epochs", "batch_size", "lr", "seed", "accumulate", "precision", "device")},
+           ("epochs", "batch_size", "lr", "seed", "accumulate", "precision", "device",
+            "loader_workers")},
     )  # fmt: skip
 
 
@@ -194,6 +197,13 @@ def check_folder(args: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size", "accumulate"):
         if getattr(args, name) < 1:
             raise BadValue(f"--{name.replace('_', '-')} is {getattr(args, name)}; use at least 1")
+    if args.loader_workers < 0:
+        raise BadValue(f"--loader-workers is {args.loader_workers}; use at least 0")
+    if args.loader_workers and multiprocessing.get_start_method() != "fork":
+        raise BadValue(
+            f"--loader-workers is {args.loader_workers}, and processes do not fork on this system; "
+            "leave it out"
+        )
     if not args.lr > 0:
         raise BadValue(f"--lr is {args.lr:g}; use more than 0")
     path = os.path.join(args.output_dir, layout.CONFIG)
