@@ -128,9 +128,12 @@ def _words(words: str) -> list[str]:
 
 def _whole(name: str, words: str) -> list[int]:
     try:
-        return [int(word) for word in _words(words)]
+        found = [int(word) for word in _words(words)]
     except ValueError:
-        raise BadValue(f"{name} is {words!r}; give whole numbers joined by commas") from None
+        found = []
+    if not found:
+        raise BadValue(f"{name} is {words!r}; give whole numbers joined by commas")
+    return found
 
 
 def _runs(words: str) -> list[str]:

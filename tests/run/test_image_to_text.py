@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import image_text_trees
@@ -132,6 +134,8 @@ def script_splits(protocol):
         (["--evaluate-on", "banners"], "only banners is asked about"),
         (["--lambdas", "-1"], "λ is -1"),
         (["--seeds", "one"], "SEEDS is 'one'"),
+        (["--seeds", ","], "SEEDS is ','"),
+        (["--lr", "inf"], "--lr is inf"),
         (["--epochs", "many"], "invalid int value: 'many'"),
         (["--workers", "0"], "WORKERS is 0"),
         (["--limit", "0"], "--limit is 0"),
@@ -168,6 +172,10 @@ def test_every_lambda_is_a_run_of_its_own(tmp_path, capfd):
     assert script.main([*words, "--dry-run"]) == 0
     said = capfd.readouterr().out
     assert "bundled-weight_3/seed2" in said and said.endswith("0 of 10 jobs are complete\n")
+    shown = next(line for line in said.splitlines() if line.strip().startswith("python -m"))
+    words = [sys.executable, *shlex.split(shown)[1:], "--epochs", "0"]
+    done = subprocess.run(words, cwd=SCRIPTS.parent, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: --epochs is 0; use at least 1\n"
 
 
 @pytest.mark.parametrize("name", ["captioning", "vqa"])

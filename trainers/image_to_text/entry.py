@@ -4,6 +4,7 @@ all families. What it knew before is a run of its own, of the method ``Pretraine
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import platform
@@ -18,7 +19,7 @@ from proxyfda.dassl import set_random_seed, setup_logger
 from proxyfda.experiments import layout, record
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import PRETRAINED, split_run_name
-from proxyfda.utils.errors import AlreadyExists, BadValue, NotInstalled
+from proxyfda.utils.errors import AlreadyExists, BadValue, NotInstalled, show_user_errors
 from proxyfda.utils.files import write_text
 from trainers.image_to_text.data import BUNDLED, CAPTIONING, VQA, source_of
 
@@ -204,8 +205,8 @@ def check_folder(args: argparse.Namespace) -> None:
             f"--loader-workers is {args.loader_workers}, and processes do not fork on this system; "
             "leave it out"
         )
-    if not args.lr > 0:
-        raise BadValue(f"--lr is {args.lr:g}; use more than 0")
+    if not 0 < args.lr < math.inf:
+        raise BadValue(f"--lr is {args.lr:g}; use a finite number above 0")
     path = os.path.join(args.output_dir, layout.CONFIG)
     if not os.path.exists(path):
         return
@@ -218,3 +219,11 @@ def check_folder(args: argparse.Namespace) -> None:
                 f"{args.output_dir} holds a run with another {key} ({theirs.get(key)!r} there, "
                 f"{ours.get(key)!r} here); choose another output folder or remove that one"
             )
+
+
+if __name__ == "__main__":
+    show_user_errors()
+    try:
+        main(parser().parse_args())
+    except argparse.ArgumentError as error:
+        raise BadValue(f"{error}; see --help") from None
