@@ -279,7 +279,7 @@ class Attached:
         if self._follows:
             self._anchors.follow(module)
         with _unseen(), torch.no_grad():
-            found = returned.detach()
+            found: Features = returned.detach()
             found = found if self._features is None else self._features(found)
             self._monitor.look(_last(found), _last(self._frozen(args, kwargs)))
 
