@@ -279,8 +279,8 @@ class Attached:
         if self._follows:
             self._anchors.follow(module)
         with _unseen(), torch.no_grad():
-            found: Features = returned.detach()
-            found = found if self._features is None else self._features(found)
+            plain = returned.detach()
+            found = plain if self._features is None else self._features(plain)
             self._monitor.look(_last(found), _last(self._frozen(args, kwargs)))
 
     def _frozen(self, args: Any, kwargs: Dict[str, Any]) -> Features:
