@@ -277,13 +277,21 @@ def test_nothing_sound_to_resume_is_refused(run, trained, tmp_path):
 # -- folders ------------------------------------------------------------------------------------
 
 
-def test_a_run_that_was_not_built_claims_nothing(run, tmp_path):
+def _interrupted(cfg):
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_was_not_built_claims_nothing(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(UserError):
         run(out, "CoOp", *EPOCHS, "MODEL.BACKBONE.WEIGHTS", "/nowhere.pt")
-    assert (out / "config.yaml").exists()
+    assert not list(out.iterdir())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("proxyfda.experiments.run.build_trainer", _interrupted)
+        run(out, "CoOp", *EPOCHS, "OPTIM.LR", 0.987)
+    assert "0.987" in (out / "config.yaml").read_text()
     run(out, "CoOp", *EPOCHS)
-    assert "nowhere" not in (out / "config.yaml").read_text()
+    assert "0.987" not in (out / "config.yaml").read_text()
     with pytest.raises(FileExistsError, match="MODEL.INIT_WEIGHTS is '' there and 'x.pt' here"):
         run(out, "CoOp", *EPOCHS, "MODEL.INIT_WEIGHTS", "x.pt")
 
