@@ -47,8 +47,9 @@ from proxyfda.results.image_to_text_figures import image_to_text_figures
 from proxyfda.results.probe_figures import probe_figures
 from proxyfda.results.probes import read_runs
 from proxyfda.results.summary import AVERAGE, summarise, summarise_accuracy
-from proxyfda.results.targets import check_folder, writing
+from proxyfda.results.targets import check_folder
 from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.files import writing
 
 _LONGEST_TITLE = 24
 _WIDEST = 12.0  # inches of a figure with many datasets, before it goes on below
@@ -369,7 +370,7 @@ def save_figures(summary, folder, tables=None, curves=None, runs=(), split="test
         Paths of the files.
     """
     folder = Path(folder)
-    with writing("the folder", str(folder)):
+    with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
     saved = []
     for name, figure in figures(summary, tables, curves, runs, split):
@@ -377,8 +378,7 @@ def save_figures(summary, folder, tables=None, curves=None, runs=(), split="test
             print(f"Left out {name}: {figure}")
         else:
             stem = folder / re.sub(r"[^\w.+-]+", "_", name)
-            with writing("the figure", str(stem)):
-                saved += save_figure(figure, stem)
+            saved += save_figure(figure, stem)
     return saved
 
 

@@ -158,6 +158,8 @@ def test_another_run_in_the_folder_is_refused_and_left(tmp_path, quiet, capfd):
     folder = tmp_path / layout.image_to_text("vqa", "banners", "FineTune", "bundled", 1)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("epochs: 99\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "model.safetensors").touch()
     assert script.main([*words, "--dry-run"]) == 1
     assert "holds a run with another" in capfd.readouterr().out
     assert (folder / "config.yaml").read_text() == "epochs: 99\n"
@@ -185,5 +187,19 @@ def test_the_folder_check_knows_what_differs(tmp_path):
     words = ["--output-dir", str(tmp_path), "--protocol", "vqa", "--method", "FineTune"]
     args = parser().parse_args([*words, "--evaluate-on", "toys"])
     (tmp_path / "config.yaml").write_text("epochs: 7\n")
-    with pytest.raises(AlreadyExists, match="with another"):
+    check_folder(args)  # nothing has come of that run
+    (tmp_path / "result.json").touch()
+    with pytest.raises(AlreadyExists, match="with another config .accumulate is None there and 1"):
         check_folder(args)
+
+
+def test_one_damaged_config_ends_no_other_run(tmp_path, capfd):
+    words = ["vqa", "--output", str(tmp_path), "--methods", "naive", "--seeds", "1", "--dry-run"]
+    folder = tmp_path / "vqa/banners/FineTune/bundled/seed1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("epochs: [\n")
+    (folder / "result.json").write_text("{}")
+    assert script.main(words) == 1
+    said = capfd.readouterr().out
+    assert f"refused, {folder / 'config.yaml'} is damaged" in said
+    assert said.count("to run: ") == 1  # the model as it was pre-trained

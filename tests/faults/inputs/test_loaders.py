@@ -18,12 +18,12 @@ from proxyfda.engine.images import to_rgb
 from proxyfda.experiments.config import (
     check_options,
     default_config,
-    flat,
     merge_file,
     near_option,
     option_rules,
 )
 from proxyfda.utils.errors import BadValue, UserError
+from proxyfda.utils.nested import flat
 from proxyfda.utils.rules import OneOf, Real, Several, Text, Whole
 from proxyfda.utils.templates import check_template
 
