@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from mkdocs.structure.files import File
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -47,7 +48,9 @@ def notebooks():
 
 
 def on_config(config):
-    """Put the generated pages into the navigation."""
+    """Put the generated pages into the navigation, and name headings as code hosts do."""
+    # Markdown's own drop letters that ASCII lacks: links with a λ would hold on disk alone.
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     for entry in config.nav:
         (section, pages), *_ = entry.items()
         if section == "Regularisers":

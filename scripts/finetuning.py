@@ -12,7 +12,6 @@ import csv
 import io
 import os
 import os.path as osp
-import re
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -40,6 +39,7 @@ from proxyfda.regularisers import find
 from proxyfda.results.selection import overlay_text
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_text
+from proxyfda.utils.words import listed
 
 PAPER = ("naive", "LP-FT", "WiSE-FT", "L2SP", "LDIFS", "RKD", "FDA", "Proxy-FDA")
 """Methods of the paper's first table, and what it names besides."""
@@ -75,7 +75,7 @@ def take(args: Namespace, project: Project) -> None:
         finetuning.check_row(args.datasets, project)
     asked = [
         PROBED if word == "bundled" else [word]
-        for word in _words(args.probes or ("bundled" if rendered else ",".join(FINETUNE)))
+        for word in listed(args.probes or ("bundled" if rendered else ",".join(FINETUNE)))
     ]
     args.probes = _once([dataset for group in asked for dataset in group], project)
     if not args.row:
@@ -91,12 +91,8 @@ def take(args: Namespace, project: Project) -> None:
         _strengths(args, project, run)
 
 
-def _words(words: str) -> list[str]:
-    return [word for word in re.split(r"[,\s]+", words) if word]
-
-
 def _runs(args: Namespace, project: Project) -> list[str]:
-    words = _words(args.method or args.methods or "all")
+    words = listed(args.method or args.methods or "all")
     if args.methods and args.protocol != "forgetting":
         raise BadValue(f"--methods is for forgetting; {args.protocol} is given METHOD")
     runs: list[str] = []
@@ -116,7 +112,7 @@ def _runs(args: Namespace, project: Project) -> list[str]:
 
 
 def _datasets(words: str, project: Project) -> list[str]:
-    each = [TUNED if word == "bundled" else [word] for word in _words(words)]
+    each = [TUNED if word == "bundled" else [word] for word in listed(words)]
     return [dataset for group in each for dataset in group]
 
 
@@ -131,11 +127,11 @@ def _strengths(args: Namespace, project: Project, run: str) -> Strengths | None:
     words = (args.alphas if kind == ALPHA else args.lambdas) if kind else ""
     if finetuning.is_prompt_run(run, project):
         # Prompts are given a λ by their config, which the choice of another protocol may be.
-        if len(_words(words)) > 1:
+        if len(listed(words)) > 1:
             raise BadValue(f"LAMBDAS is {words!r}; {run} over a row of tasks takes one")
         return None
     words = words or (GRID if args.protocol == "forgetting" else DEFAULT)
-    given = [] if words in (GRID, DEFAULT) else _words(words)
+    given = [] if words in (GRID, DEFAULT) else listed(words)
     found = strengths_of(run, project, given)
     if found and words == DEFAULT:
         found = Strengths(kind, found.default, (found.default,))

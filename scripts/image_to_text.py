@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import os.path as osp
-import re
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from proxyfda.experiments.strengths import strengths_of
 from proxyfda.names import METHODS, PRETRAINED, finetune_run, method_title, split_run_name
 from proxyfda.utils.errors import BadValue, show_user_errors
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.words import listed, whole_numbers
 
 PROJECT = Project(ROOT, entry="train")
 ENTRY = "trainers.image_to_text.entry"
@@ -67,18 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs ends with us
     devices = launchers.local_devices(args.devices)
-    if args.workers == 1 and len(devices) == 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "" if devices == [launchers.CPU] else devices[0]
+    launchers.see_alone(devices, args.workers)
     jobs = _jobs(args)
     if args.dry_run:
         return sweep.run(jobs, dry_run=True)
 
-    def launch(chains):
-        if args.workers * len(devices) == 1:
-            return launchers.here(chains, quiet=True)
-        return launchers.local(chains, devices, args.workers)
-
-    code = sweep.run(jobs, launch=launch)
+    code = sweep.run(jobs, launch=launchers.on_devices(devices, args.workers, quiet=True))
     print(f"results in {args.output}", flush=True)
     if any(job.complete for job in jobs):
         command = [sys.executable, "-m", "proxyfda.results", args.output]
@@ -102,10 +96,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         raise BadValue(f"{unknown[0]!r} is no option of {args.protocol}.sh; try --help")
     args.model, args.data = args.model or BUNDLED, args.data or BUNDLED
-    args.seeds = _whole("SEEDS", args.seeds or "1,2,3")
+    args.seeds = whole_numbers("SEEDS", args.seeds or "1,2,3")
     on_cpu = args.devices == launchers.CPU or not args.devices
     default = min(2, os.cpu_count() or 1) if args.model == BUNDLED and on_cpu else 1
-    (args.workers,) = _whole("WORKERS", args.workers or str(default))[:1]
+    (args.workers,) = whole_numbers("WORKERS", args.workers or str(default))[:1]
     if args.workers < 1:
         raise BadValue(f"WORKERS is {args.workers}; use at least 1")
     args.output = osp.abspath(osp.expanduser(args.output or "output"))
@@ -122,28 +116,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _words(words: str) -> list[str]:
-    return [word for word in re.split(r"[,\s]+", words) if word]
-
-
-def _whole(name: str, words: str) -> list[int]:
-    try:
-        found = [int(word) for word in _words(words)]
-    except ValueError:
-        found = []
-    if not found:
-        raise BadValue(f"{name} is {words!r}; give whole numbers joined by commas")
-    return found
-
-
 def _runs(words: str) -> list[str]:
     """Names of the runs of some methods.
 
     Raises:
         BadValue: a method that does not fit here.
     """
-    runs = [finetune_run(word) for word in _words(words)]
-    for run, word in zip(runs, _words(words)):
+    runs = [finetune_run(word) for word in listed(words)]
+    for run, word in zip(runs, listed(words)):
         if split_run_name(run)[0] != METHODS["naive"]:
             raise BadValue(f"{word} does not tune a model that speaks; use some of {LISTED}")
     return list(dict.fromkeys(runs))
@@ -208,12 +188,12 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     jobs = [_job(args, PRETRAINED, "", config, 1)]
     for seed in args.seeds:
         for run in args.runs:
-            found = strengths_of(run, PROJECT, [w for w in _words(args.lambdas) if w != DEFAULT])
+            found = strengths_of(run, PROJECT, [w for w in listed(args.lambdas) if w != DEFAULT])
             if not found:
                 jobs.append(_job(args, run, args.tune_on, config, seed))
                 continue
             values = (
-                found.values if _words(args.lambdas) not in ([], [DEFAULT]) else [found.default]
+                found.values if listed(args.lambdas) not in ([], [DEFAULT]) else [found.default]
             )
             for value in values:
                 name = layout.config_name(config, [f"weight_{value}"])

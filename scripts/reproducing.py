@@ -20,7 +20,8 @@ from bench import evaluation, random_weights, step, trainer_on_memory
 
 from datasets.check import examine, registered_readers, resolve
 from datasets.classes import held_out
-from proxyfda.backbones.clip.loading import architecture_name, weights_file
+from proxyfda.backbones.clip.architectures import architecture_name
+from proxyfda.backbones.clip.loading import weights_file
 from proxyfda.experiments import launchers, layout, protocols, sweep
 from proxyfda.experiments.config import load_config
 from proxyfda.experiments.estimate import Price, Size, estimate, works

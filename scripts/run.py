@@ -28,6 +28,7 @@ from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.names import PREFIXES, REFERENCE, is_zero_shot, trainer_and_regulariser
 from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.words import listed, whole_numbers
 
 PROJECT = Project(ROOT, entry="train")
 
@@ -105,10 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs ends with us
     if args.launcher == "local" and args.devices:
-        # Before anything asks CUDA which devices there are.
-        devices = launchers.local_devices(args.devices)
-        if args.workers == 1 and len(devices) == 1:
-            os.environ["CUDA_VISIBLE_DEVICES"] = "" if devices == [launchers.CPU] else devices[0]
+        launchers.see_alone(launchers.local_devices(args.devices), args.workers)
     if args.protocol == "reproduce":
         from reproducing import reproduce
 
@@ -188,12 +186,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             f"{unknown[0]!r} is no option of this script; try --help, or KEY VALUE pairs"
         )
     _take_words(args)
-    args.seeds = _numbers("SEED", args.seeds or "1,2,3")
+    args.seeds = whole_numbers("SEED", args.seeds or "1,2,3")
     _take_finetune(args, argv)
     shots = {"fewshot": "1,2,4,8,16", **dict.fromkeys(END_TO_END, "")}.get(args.protocol, "16")
     # Tuning end to end takes all images where no number is given.
-    args.shots = _numbers("SHOTS", args.shots or shots) if args.shots or shots else []
-    (args.workers,) = _numbers("--workers", args.workers or "1")[:1]
+    args.shots = whole_numbers("SHOTS", args.shots or shots) if args.shots or shots else []
+    (args.workers,) = whole_numbers("--workers", args.workers or "1")[:1]
     if min(args.seeds) < 0:
         raise BadValue(f"SEED is {min(args.seeds)}; use at least 0")
     for name, values in (("SHOTS", args.shots), ("--workers", [args.workers])):
@@ -296,8 +294,8 @@ def _take_select(args: argparse.Namespace, argv: list[str] | None) -> None:
             if word.partition("=")[0] in flags:
                 raise BadValue(f"{word.partition('=')[0]} is for select; leave it out")
         return
-    args.regularisers = [name for name in re.split(r"[,\s]+", args.regularisers) if name]
-    (count,) = _numbers("--splits", args.splits or "2")[:1]
+    args.regularisers = listed(args.regularisers)
+    (count,) = whole_numbers("--splits", args.splits or "2")[:1]
     if count < 1:
         raise BadValue(f"--splits is {count}; use at least 1")
     args.splits = list(range(1, count + 1))
@@ -311,7 +309,7 @@ def _take_finetune(args: argparse.Namespace, argv: list[str] | None) -> None:
     if args.protocol in END_TO_END:
         from finetuning import take
 
-        args.select_seeds = _numbers("SELECT_SEEDS", args.select_seeds or str(args.seeds[0]))
+        args.select_seeds = whole_numbers("SELECT_SEEDS", args.select_seeds or str(args.seeds[0]))
         take(args, PROJECT)
         return
     flags = ["--skip-missing", *map(_flag, HELP_FINETUNE)]
@@ -327,7 +325,7 @@ def _flag(name: str) -> str:
 def _runs(words: str, regulariser: str) -> list[str]:
     """The runs to make: trainers, with ``+<regulariser>`` where their names do not say it."""
     runs: list[str] = []
-    for word in filter(None, re.split(r"[,\s]+", words)):
+    for word in listed(words):
         runs += _all_runs() if word == "all" else [word]
     if not runs:
         raise BadValue(f"TRAINER is {words!r}, which names none; give one, such as CoOp")
@@ -350,15 +348,6 @@ def _all_runs() -> list[str]:
 def _is_key(word: str) -> bool:
     """Whether a word looks like an option of the config, such as OPTIM.MAX_EPOCH."""
     return re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word) is not None
-
-
-def _numbers(name: str, words: str) -> list[int]:
-    try:
-        return [int(word) for word in re.split(r"[,\s]+", words.strip())]
-    except ValueError:
-        raise BadValue(
-            f"{name} is {words!r}; give a whole number, or several joined by commas"
-        ) from None
 
 
 def _find_folders(args: argparse.Namespace) -> None:
@@ -390,8 +379,8 @@ def _find_folders(args: argparse.Namespace) -> None:
 
 
 def _names(words: str, bundled: list[str]) -> list[str]:
-    names = [bundled if word == "bundled" else [word] for word in re.split(r"[,\s]+", words)]
-    found = list(dict.fromkeys(name for group in names for name in group if name))
+    names = [bundled if word == "bundled" else [word] for word in listed(words)]
+    found = list(dict.fromkeys(name for group in names for name in group))
     if not found:
         raise BadValue(f"{words!r} names no dataset; give one, or several joined by commas")
     return found
@@ -453,10 +442,8 @@ def _where(args: argparse.Namespace) -> dict:
     if options:
         raise BadValue(f"--launcher-opt {next(iter(options))} needs --launcher ray or slurm")
     devices = launchers.local_devices(args.devices)
-    if args.workers * len(devices) == 1:
-        quiet = args.protocol not in ("base2new", "finetune")
-        return {"launch": lambda chains: launchers.here(chains, quiet)}
-    return {"launch": lambda chains: launchers.local(chains, devices, args.workers)}
+    quiet = args.protocol not in ("base2new", "finetune")
+    return {"launch": launchers.on_devices(devices, args.workers, quiet)}
 
 
 def _launcher_options(pairs: list[str]) -> dict:

@@ -17,12 +17,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 
-import yaml
-
 from proxyfda.dassl import build_dataset
 from proxyfda.experiments import grid, layout, protocols, sweep
 from proxyfda.experiments.candidates import Candidate, candidates, parse_tries, plain_candidate
-from proxyfda.experiments.config import flat, load_config
+from proxyfda.experiments.config import load_config, read_yaml
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.integrations.dassl import describe_regulariser
@@ -34,9 +32,11 @@ from proxyfda.names import (
     trainer_and_regulariser,
 )
 from proxyfda.results import prediction, selection
-from proxyfda.results.figures import save_figure, selection_figure
+from proxyfda.results.drawing import save_figure
+from proxyfda.results.prompt_figures import selection_figure
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.files import write_text
+from proxyfda.utils.nested import flat
 
 SHARED = "shared"  # folder of what is chosen for several datasets together
 
@@ -239,8 +239,8 @@ class Search:
         cfg = load_config(self._training(one, dataset).parsed())
         keys = []
         if self.args.overlay:
-            with open(self.project.overlay(self.args.overlay), encoding="utf-8") as file:
-                keys += [key for key, _ in flat(yaml.safe_load(file) or {})]
+            overlay = self.project.overlay(self.args.overlay)
+            keys += [key for key, _ in flat(read_yaml(overlay, f"--overlay {overlay}"))]
         keys += [key for key in self.args.opts[::2] if key.startswith(f"{NODE}.")]
         keys += [key for key, _ in one.options]
         values = dict(flat(cfg))

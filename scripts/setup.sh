@@ -31,8 +31,8 @@ for line in sys.stdin:
 ' 2>/dev/null
 }
 
-# --help: what the script says of itself. Scripts of run.py and image_to_text.py go on, to their list
-# of options, where nothing has to be set up for that.
+# --help: what the script says of itself. Only scripts of Python ones with options go on, to the list
+# of these, and only where nothing has to be set up for that.
 _helps=
 case " $* " in
     *" --help "* | *" -h "*)

@@ -14,7 +14,8 @@ cd "$ROOT"
 "$PYTHON" -m pytest --doctest-modules proxyfda/{utils,neighbours,regularisers,anchors,diagnostics,integrations} \
     proxyfda/names.py scripts/docs_docstrings.py scripts/docs_hooks.py
 site="$(mktemp -d)"
-NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet --site-dir "$site"
+# Not --quiet: it silences warnings before --strict counts them.
+NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --site-dir "$site"
 rm -rf "$site"
 export OMP_NUM_THREADS=1 # what follows runs on every core
 # Two at a time; what they print comes in one piece.

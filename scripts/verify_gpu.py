@@ -19,7 +19,6 @@ import math
 import os
 import os.path as osp
 import platform
-import re
 import sys
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -27,6 +26,7 @@ sys.path[:0] = [folder for folder in (ROOT, osp.join(ROOT, "scripts")) if folder
 
 from proxyfda.utils.errors import AlreadyExists, BadValue, Unusable, show_user_errors
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.words import listed
 
 BUDGETS = {
     "trainers": 150,
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
     device = torch.device(args.device)
     written = report.Report(_machine(device))
-    _begin(written, args.output)
+    written.write(args.output)  # without a row, to find out now whether it can be
     kit = subjects.Kit(device, subjects.Sizes() if device.type == "cuda" else subjects.TINY)
     try:
         running.run(
@@ -80,16 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         kit.close()
         print(f"{written.summary()}: {args.output}", flush=True)
     return 1 if written.failed else 0
-
-
-def _begin(written, path: str) -> None:
-    """Write the report without a row, to find out now whether it can be written."""
-    try:
-        written.write(path)
-    except OSError as error:
-        raise BadValue(
-            f"{path} cannot be written ({error.strerror}); give another --output"
-        ) from None
 
 
 def _sections(kit, only: list[str], minutes: float) -> list:
@@ -127,7 +117,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", default="", metavar="REPORT.md",
         help="the report (default: verify_gpu-<device>-<time>.md here)")  # fmt: skip
     args = parser.parse_args(argv)
-    args.only = [name for name in re.split(r"[,\s]+", args.only) if name] or list(BUDGETS)
+    args.only = listed(args.only) or list(BUDGETS)
     for name in args.only:
         if name not in BUDGETS:
             raise BadValue(

@@ -130,8 +130,15 @@ def test_the_site_loads_nothing_from_elsewhere():
 def _config(section):
     class Config:
         nav = [{section: ["index.md"]}]
+        mdx_configs = {"toc": {}}
 
     return Config()
+
+
+def test_headings_of_the_site_are_named_as_those_on_the_disk():
+    hooks = pytest.importorskip("docs_hooks")
+    name = hooks.on_config(_config("Notebooks")).mdx_configs["toc"]["slugify"]
+    assert name("The rule for λ and α", "-") == "the-rule-for-λ-and-α"
 
 
 def test_links_of_the_site_are_made_from_links_on_the_disk():

@@ -11,7 +11,7 @@ import re
 
 from torch import Tensor, nn
 
-from proxyfda.backbones.clip import mismatches
+from proxyfda.backbones.weights import mismatches
 from proxyfda.dassl import check_finite, load_checkpoint
 from proxyfda.utils.errors import BadValue
 

@@ -18,9 +18,10 @@ from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.neighbours.cosines import autocast_dtype
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.rules import Real, Text, Whole
-from trainers.base import PromptedCLIP, PromptTrainer, unit
+from trainers.base import PromptTrainer
 from trainers.coop import ContextLearner
 from trainers.memory import GIB, saved_bytes
+from trainers.prompted_clip import PromptedCLIP, unit
 
 
 class ConditionalContextLearner(ContextLearner):

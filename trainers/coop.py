@@ -11,7 +11,8 @@ from torch import nn
 from proxyfda.backbones.clip import POSITIONS, TextEncoder, initial_context
 from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
 from proxyfda.utils.rules import Flag, OneOf, Real, Text, Whole
-from trainers.base import PromptLearner, PromptTrainer
+from trainers.base import PromptTrainer
+from trainers.prompted_clip import PromptLearner
 
 
 class ContextLearner(PromptLearner):

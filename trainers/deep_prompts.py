@@ -12,7 +12,8 @@ from proxyfda.backbones.clip import (
     prompts_no_images,
 )
 from proxyfda.utils.errors import BadValue
-from trainers.base import PromptLearner, PromptTrainer
+from trainers.base import PromptTrainer
+from trainers.prompted_clip import PromptLearner
 
 MAX_WORDS = 4  # longer contexts start at random, whatever CTX_INIT says (as upstream)
 

@@ -17,8 +17,9 @@ from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.rules import Real, Text, Whole
-from trainers.base import DEFAULT_TEMPLATE, unit
+from proxyfda.utils.templates import DEFAULT_TEMPLATE
 from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
+from trainers.prompted_clip import unit
 
 
 def teacher_templates() -> list[str]:

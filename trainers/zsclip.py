@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from proxyfda.backbones.clip import ImageEncoder, TextEncoder, plain_name
 from proxyfda.dassl import TRAINER_REGISTRY
-from trainers.base import CLIPTrainer, dataset_template, unit
+from trainers.base import CLIPTrainer, dataset_template
 from trainers.coop import CoOp
+from trainers.prompted_clip import unit
 
 
 class ZeroshotModel(nn.Module):

@@ -7,14 +7,9 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from proxyfda.backbones.clip.architectures import BUNDLED_NAME, cannot_be_prompted
 from proxyfda.backbones.clip.encoders import TextEncoder
-from proxyfda.backbones.clip.loading import (
-    BUNDLED_NAME,
-    BUNDLED_WEIGHTS,
-    build_tokenizer,
-    cannot_be_prompted,
-    load_any_clip,
-)
+from proxyfda.backbones.clip.loading import BUNDLED_WEIGHTS, build_tokenizer, load_any_clip
 from proxyfda.backbones.from_timm import tokens_of_timm, transformer_blocks
 from proxyfda.backbones.image import ImageBackbone
 

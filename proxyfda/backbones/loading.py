@@ -65,7 +65,12 @@ def load_backbone(
 
 def _refuse_unknown(name: str) -> None:
     """Raise BadValue for a name of no library."""
-    from proxyfda.backbones.clip.loading import BUNDLED_NAME, OPENAI_NAMES, is_known, known_names
+    from proxyfda.backbones.clip.architectures import (
+        BUNDLED_NAME,
+        OPENAI_NAMES,
+        is_known,
+        known_names,
+    )
 
     if is_known(name):
         return

@@ -55,11 +55,10 @@ weights_in = _embedded.weights_in
 ImageError = _embedded.ImageError
 Together = _embedded.Together
 log_to, open_log = _embedded.log_to, _embedded.open_log
-LOG, named_writers = _embedded.LOG, _embedded.named_writers
 get_rng_state, set_rng_state = _embedded.get_rng_state, _embedded.set_rng_state
 
-__all__ = ["ENGINE", "LOG", "ImageError", "Together", "announce_engine", "check_finite"]
-__all__ += ["find_checkpoint", "get_rng_state", "log_to", "named_writers", "open_log"]
+__all__ = ["ENGINE", "ImageError", "Together", "announce_engine", "check_finite"]
+__all__ += ["find_checkpoint", "get_rng_state", "log_to", "open_log"]
 __all__ += ["set_rng_state", "weights_in"]
 __all__ += [name for names in _NAMES.values() for name in names]
 

@@ -97,8 +97,9 @@ def compare(
     probes: list[float | None] = [None, None]
     if len(labels.unique()) > 1:
         probes = [_probe(features, labels, one, other) for features in (after, before)]
+    kept = neighbours_kept(before, after, k)
     return Comparison(
-        overlap=neighbours_kept(before, after, k).mean().item(),
+        overlap=kept.mean().item(),
         cka=cka(before, after, debiased=True),
         l2_drift=l2_drift(before, after),
         otdd=otdd(*from_half, after[other], labels[other], seed=seed),
@@ -107,7 +108,7 @@ def compare(
         linear_probe_before=probes[1],
         zero_shot=_zero_shot(tuned, labels),
         zero_shot_before=_zero_shot(frozen, labels),
-        kept=neighbours_kept(before, after, k),
+        kept=kept,
         moved=(after - before).norm(dim=1),
         layers={
             at: l2_drift(old, tuned.layers[at], unit=True)

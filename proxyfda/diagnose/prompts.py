@@ -14,11 +14,12 @@ from proxyfda.backbones import ImageBackbone, load_backbone
 from proxyfda.dassl import TRAINER_REGISTRY, build_trainer
 from proxyfda.diagnose.samples import Encoded, Sample
 from proxyfda.experiments import layout
-from proxyfda.experiments.config import default_config, flat, merge_file, merge_options
+from proxyfda.experiments.config import default_config, merge_file, merge_options
 from proxyfda.experiments.tuned import run_config
 from proxyfda.names import split_run_name
 from proxyfda.results.runs import printed_config
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.nested import flat
 
 __all__ = ["PromptRun"]
 

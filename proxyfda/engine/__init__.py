@@ -56,4 +56,3 @@ from .utils import (
     setup_logger,
     write_json,
 )
-from .writers import LOG, named_writers

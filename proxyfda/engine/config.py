@@ -9,6 +9,7 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.nested import flat
 from proxyfda.utils.rules import Flag, OneOf, Real, Rule, Several, Text, Whole
 
 from .data import INTERPOLATION_MODES, SAMPLERS, TRANSFORMS
@@ -236,15 +237,7 @@ _RULES: dict = {
 }
 
 
-def _flat(tree, prefix=""):
-    for key, rule in tree.items():
-        if isinstance(rule, dict):
-            yield from _flat(rule, f"{prefix}{key}.")
-        else:
-            yield prefix + key, rule
-
-
-RULES: dict[str, Rule] = dict(_flat(_RULES))
+RULES: dict[str, Rule] = dict(flat(_RULES))
 """Dotted name of each default -> what it may be."""
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-import re
 
 from proxyfda.utils.errors import BadValue, NotInstalled
 from proxyfda.utils.files import write_text
-from proxyfda.utils.rules import Text
+from proxyfda.utils.nested import plain
+from proxyfda.utils.rules import Checked, Text
 from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.words import listed
 
 LOG = {
     "WRITERS": "tensorboard",  # of tensorboard, csv and wandb, joined by commas; empty: none
     "WANDB_PROJECT": "proxyfda",
 }
 """The options under `LOG` with their defaults."""
-LOG_RULES = {
-    "LOG.WRITERS": Text(what="names of writers, joined by commas"),
-    "LOG.WANDB_PROJECT": Text(empty=False, what="the name of a project"),
-}
 CURVES = "curves.csv"
 WANDB_ID = "wandb-id"
+LEFT = (CURVES, WANDB_ID, "wandb")
+"""What writers leave in a run's folder beside `tensorboard`; the last one is wandb's own."""
 
 
 class TensorBoard:
@@ -93,7 +92,7 @@ class Wandb:
             project=cfg.LOG.WANDB_PROJECT,
             dir=folder,
             name=os.sep.join(os.path.abspath(folder).split(os.sep)[-4:]),
-            config=_plain(cfg),
+            config=plain(cfg),
             id=known,
             resume="allow",
         )
@@ -122,12 +121,6 @@ class Wandb:
         self._run.finish()
 
 
-def _plain(node):
-    if not isinstance(node, dict):
-        return node
-    return {key: _plain(value) for key, value in node.items()}
-
-
 WRITERS = {"tensorboard": TensorBoard, "csv": Csv, "wandb": Wandb}
 
 
@@ -138,7 +131,7 @@ def named_writers(words):
         BadValue: one that there is not.
         NotInstalled: wandb, which cannot be imported.
     """
-    names = list(dict.fromkeys(filter(None, re.split(r"[,\s]+", str(words)))))
+    names = list(dict.fromkeys(listed(str(words))))
     for name in names:
         if name not in WRITERS:
             raise BadValue(
@@ -150,6 +143,13 @@ def named_writers(words):
             "LOG.WRITERS has wandb, which is not installed: pip install wandb, or leave it out"
         )
     return names
+
+
+LOG_RULES = {
+    "LOG.WRITERS": Checked(named_writers, f"any of {', '.join(WRITERS)}, joined by commas"),
+    "LOG.WANDB_PROJECT": Text(empty=False, what="the name of a project"),
+}
+"""What these may be, by their dotted names."""
 
 
 class Writers:

@@ -11,7 +11,7 @@ import argparse
 import ast
 import os
 import os.path as osp
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -21,18 +21,17 @@ import proxyfda
 from proxyfda.dassl import (
     DATASET_REGISTRY,
     ENGINE,
-    LOG,
     TRAINER_REGISTRY,
     get_cfg_default,
-    named_writers,
 )
 from proxyfda.diagnostics.linear_probe import STRENGTHS
 from proxyfda.engine.config import RULES as ENGINE_RULES
 from proxyfda.engine.config import check_together
-from proxyfda.engine.writers import LOG_RULES
+from proxyfda.engine.writers import LOG, LOG_RULES
 from proxyfda.integrations.dassl_options import check_node
 from proxyfda.names import NONE
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.nested import flat
 from proxyfda.utils.rules import OneOf, Real, Rule, Several, Text, check_values, chooses, shown
 from proxyfda.utils.suggest import did_you_mean, nearest
 
@@ -143,7 +142,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )
     check_options(cfg)
-    named_writers(cfg.LOG.WRITERS)  # refuses what there is not, before anything runs
     cfg.freeze()
     return cfg
 
@@ -335,7 +333,7 @@ def near_option(key: str, known: list[str]) -> str:
     close = nearest(name, names, 0.75)
     if close:
         return f"did you mean {nearest(key, names[close], 0)}?"
-    return "docs/options.md lists the options, and a run prints all of them at its start"
+    return "docs/options.md lists the options, and the config.yaml of a run has all of them"
 
 
 def _same(one: str, other: str) -> bool:
@@ -350,22 +348,3 @@ def _files_beside(path: str) -> str:
     if known:
         return f"the folder has {', '.join(known)}"
     return f"there is no {folder} with YAML files"
-
-
-# -- as plain values ------------------------------------------------------------------------------
-
-
-def plain(cfg: Any) -> Any:
-    """A config as nested dicts of what JSON and YAML can hold."""
-    if isinstance(cfg, dict):
-        return {key: plain(value) for key, value in cfg.items()}
-    return list(cfg) if isinstance(cfg, (tuple, list)) else cfg
-
-
-def flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Pairs of dotted key and value of nested dicts; a config is one."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

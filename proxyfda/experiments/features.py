@@ -25,13 +25,11 @@ from torch import Tensor, nn
 from proxyfda.backbones import ImageBackbone
 from proxyfda.backbones.zero_shot import class_texts, zero_shot_weights
 from proxyfda.experiments import layout
-from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.errors import NotFound
 from proxyfda.utils.files import write_atomically
 
 __all__ = ["FeatureCache", "Features", "cache_of"]
 
-FOLDER = "features"
-"""Of an output, where the features of all its runs are kept."""
 _SUFFIX = ".safetensors"
 _DAY = 24 * 3600.0
 _KEPT_BYTES = 1 << 29
@@ -48,17 +46,9 @@ class FeatureCache:
         folder: made if it does not exist; empty keeps nothing.
         gigabytes: 10⁹ bytes that the files may have together; those that have not been used for the
             longest time are removed first.
-
-    Raises:
-        BadValue: the bound is not above 0.
     """
 
     def __init__(self, folder: str, gigabytes: float = 20.0):
-        if not gigabytes > 0:
-            raise BadValue(
-                f"PROBE.CACHE_GB is {gigabytes}; use a number above 0, or --no-cache to keep "
-                "nothing"
-            )
         self.folder, self.bytes = folder, gigabytes * 1e9
         self._said = False
 
@@ -169,7 +159,7 @@ def cache_of(cfg: Any, alone: bool = False) -> FeatureCache:
         output = layout.output_of(cfg.OUTPUT_DIR)
         if alone and not output:
             output = os.path.dirname(os.path.abspath(cfg.OUTPUT_DIR))
-        folder = os.path.join(output, FOLDER) if output else ""
+        folder = os.path.join(output, layout.FEATURES) if output else ""
     return FeatureCache(folder, node.get("CACHE_GB", 20.0))
 
 

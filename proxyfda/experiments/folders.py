@@ -1,4 +1,8 @@
-"""What is in the folder of a run that was there before: its config, its work, what kills left."""
+"""The folder of a run: whether it may be had, what kills left in it, and how it is left.
+
+It belongs to the run that its ``config.yaml`` says once there is work in it (:func:`holds_work`);
+until then it is open to any.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,24 @@ import contextlib
 import os
 import os.path as osp
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
+from proxyfda.engine.writers import LEFT
 from proxyfda.experiments import layout
-from proxyfda.experiments.config import flat
 from proxyfda.experiments.lock import LOCK
 from proxyfda.names import is_zero_shot, split_run_name
-from proxyfda.utils.errors import BadValue, NotFound
-from proxyfda.utils.files import remove_partial
+from proxyfda.utils.errors import AlreadyExists, BadValue, NotFound, UserError
+from proxyfda.utils.files import remove_partial, write_text
+from proxyfda.utils.nested import flat
 
-_ASIDE = (layout.LOG, layout.TENSORBOARD)
+_WRITTEN_ANEW = (layout.CONFIG, layout.ENVIRONMENT, layout.ERROR)
+_APPENDED_TO = (layout.LOG, layout.TENSORBOARD, *LEFT)
+Compared = tuple[list[str], dict[str, Any], dict[str, Any]]
+"""Options in which the run in a folder differs from another one, and all of both, flat."""
 _POINTER, _CHECKPOINT = "checkpoint", ".pth.tar"  # as the engines name them
 
 
@@ -61,29 +70,89 @@ def holds_work(folder: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return any(
-        entry.name not in (layout.CONFIG, layout.ERROR)
-        and not entry.name.startswith((*_ASIDE, LOCK))
+        entry.name not in _WRITTEN_ANEW
+        and not _is_of(entry.name, _APPENDED_TO)
+        and not entry.name.startswith(LOCK)
         and not entry.name.endswith(".tmp")
         and (not entry.is_dir() or any(holds for _, _, holds in os.walk(entry.path)))
         for entry in entries
     )
 
 
-def tidy(folder: str, another: bool) -> None:
-    """Remove what killed processes left half-written; to be called with the folder's lock.
+def _is_of(name: str, files: tuple[str, ...]) -> bool:
+    """Whether a name is one of some files', or one that was set aside."""
+    return any(name == file or name.startswith(f"{file}-") for file in files)
+
+
+def refuse_another(folder: str, compared: Callable[[], Compared]) -> None:
+    """Refuse a folder that holds the work of a run with another config; nothing is touched.
 
     Args:
-        another: the run to come is another one than the config there says, so that its log and its
-            curves are set aside.
+        compared: the run there beside the one to come; called only if there is work.
+
+    Raises:
+        AlreadyExists: naming the first option that differs.
+        BadValue: the config there is damaged, so that it says nothing of the work beside it.
     """
-    remove_partial(folder)
-    if not another:
+    if not holds_work(folder):
         return
-    for name in _ASIDE:
+    changed, theirs, ours = compared()
+    if changed:
+        key = changed[0]
+        raise AlreadyExists(
+            f"{folder} holds a run with another config "
+            f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
+            + "); choose another output folder or remove that one"
+        )
+
+
+def claim(folder: str, config: dict[str, Any], compared: Callable[[], Compared]) -> None:
+    """Mark a folder, whose lock is held, with a run's config, and tidy it.
+
+    Args:
+        config: of the run to come.
+        compared: see :func:`refuse_another`.
+
+    Raises:
+        AlreadyExists, BadValue: see :func:`refuse_another`.
+    """
+    refuse_another(folder, compared)
+    path, another = osp.join(folder, layout.CONFIG), False
+    if not holds_work(folder):
+        try:
+            another = bool(compared()[0])
+        except BadValue:
+            another = True
+    remove_partial(folder)
+    if another:
+        _set_aside(folder)
+    if another or not osp.exists(path):
+        write_text(path, yaml.safe_dump(config, sort_keys=False))
+
+
+def _set_aside(folder: str) -> None:
+    """Give new names to what the run to come would append to, which is another one's."""
+    for name in _APPENDED_TO:
         path = osp.join(folder, name)
         if osp.exists(path):
             with contextlib.suppress(OSError):
                 os.rename(path, f"{path}-{time.strftime('%Y-%m-%d-%H-%M-%S')}")
+
+
+@contextlib.contextmanager
+def left_as_it_was(folder: str) -> Iterator[None]:
+    """Where a user's mistake ends a run that has written nothing but files of its beginning, such
+    as its config and log, take them away again: whoever looks finds what was there before."""
+    before = set(os.listdir(folder))
+    try:
+        yield
+    except UserError:
+        new = [osp.join(folder, name) for name in sorted(set(os.listdir(folder)) - before)]
+        if all(map(osp.isfile, new)):
+            for path in new:
+                os.remove(path)
+        raise
 
 
 def check_resume(args: argparse.Namespace, cfg: CfgNode) -> None:

@@ -17,14 +17,14 @@ from yacs.config import CfgNode
 
 from proxyfda.dassl import TRAINER_REGISTRY, announce_engine, open_log
 from proxyfda.experiments import folders, run
-from proxyfda.experiments.config import flat, load_config
-from proxyfda.experiments.features import cache_of
+from proxyfda.experiments.config import load_config
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.integrations.dassl import describe_regulariser
 from proxyfda.names import split_run_name
 from proxyfda.utils.errors import BadValue, UserError
 from proxyfda.utils.files import writing
+from proxyfda.utils.nested import flat
 
 SHARED_OPTIM = ("OPTIM.MAX_EPOCH",)
 """Options of the optimiser in which the runs of a grid have to agree."""
@@ -48,7 +48,6 @@ def main(runs: list[argparse.Namespace]) -> list[dict | UserError | None]:
     cfgs = [load_config(args) for args in runs]
     build = check(runs, cfgs)
     for args, cfg in zip(runs, cfgs):
-        cache_of(cfg)  # refuses a bound that cannot be
         run.check_output(args, cfg)
         folders.check_model_dir(args, cfg)
     described = [{**run.describe(args, cfg), "grid": len(runs)} for args, cfg in zip(runs, cfgs)]

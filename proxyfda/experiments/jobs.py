@@ -42,7 +42,8 @@ class Job:
         flags: command line of the entry module without ``--output-dir``.
         after: folder of the job whose checkpoint it evaluates or starts from, or empty.
         entry: module with ``parser()`` and ``main(args)``, and ``main_grid(list of args)`` where
-            jobs have a grid.
+            jobs have a grid. One whose options are not those of the config has ``check_options``
+            and ``check_folder`` as well, which raise BadValue and AlreadyExists.
         grid: jobs of one chain with the same word here are run in one pass (trainings that differ
             in their settings alone, see :mod:`proxyfda.experiments.grid`); empty: by itself.
     """

@@ -10,6 +10,7 @@ another was stopped.
 from __future__ import annotations
 
 import concurrent.futures as futures
+import functools
 import importlib
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker, synchronize, util
 
@@ -67,6 +68,24 @@ def local_devices(words: str = "") -> list[str]:
     if not count:
         raise BadValue(f"--devices is {words}, but PyTorch finds no GPU; use --devices cpu")
     return names
+
+
+def see_alone(devices: list[str], workers: int) -> None:
+    """Let this process see one device alone where it runs all jobs on that one by itself; to be
+    called before anything works on a device."""
+    if workers * len(devices) == 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "" if devices == [CPU] else devices[0]
+
+
+def on_devices(devices: list[str], workers: int, quiet: bool) -> Callable[[list[Chain]], Ended]:
+    """The launcher of ``workers`` jobs at a time on each device: this process for one in all.
+
+    Args:
+        quiet: see :func:`here`.
+    """
+    if workers * len(devices) == 1:
+        return functools.partial(here, quiet=quiet)
+    return functools.partial(local, devices=devices, workers=workers)
 
 
 class _Slot:

@@ -28,9 +28,8 @@ LOCK = "run.lock"
 OWNER = "run.lock.json"
 WAIT = 0.2  # seconds between looks at a lock that is waited for
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-_held: dict[
-    str, tuple[int, FileLock | Lease]
-] = {}  # folder -> process that locked it; a fork inherits it
+# Folder -> process that locked it, as a fork inherits the dict, and its lock.
+_held: dict[str, tuple[int, FileLock | Lease]] = {}
 
 
 class Busy(UserError, RuntimeError):

@@ -119,7 +119,7 @@ def completed(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
 
     Raises:
         NotFound, BadValue: see :meth:`TunedRun.at`; flags that say another trainer or backbone than
-            that run; options of the probes that cannot be.
+            that run.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -131,7 +131,6 @@ def completed(args: argparse.Namespace, cfg: CfgNode) -> CfgNode:
         raise BadValue(
             "MODEL.BACKBONE.NAME is empty; give --config-file, --backbone or --model-dir"
         )
-    cache_of(cfg, alone=True)  # refuses a bound that cannot be
     cfg.freeze()
     return cfg
 

@@ -8,16 +8,12 @@ options.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import os.path as osp
 import platform
 import shlex
 import time
-from collections.abc import Iterator
 
 import torch
-import yaml
 from yacs.config import CfgNode
 
 import proxyfda
@@ -32,29 +28,14 @@ from proxyfda.dassl import (
     set_random_seed,
 )
 from proxyfda.experiments import folders, layout, probing, record
-from proxyfda.experiments.config import flat, load_config, plain
-from proxyfda.experiments.features import cache_of
+from proxyfda.experiments.config import load_config
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import run_name
-from proxyfda.utils.errors import AlreadyExists, BadValue, UserError
+from proxyfda.utils.errors import UserError
 from proxyfda.utils.files import write_text, writing
+from proxyfda.utils.nested import flat, plain
 
 _REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
-# What may differ between two runs in one output folder: it does not change what is computed.
-_FREE_KEYS = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "TRAIN.PRINT_FREQ",
-    "MODEL.BACKBONE.GRAD_CHECKPOINTING",
-    "TRAINER.COOP.GRID_MEMORY",
-    "PROBE.CACHE",
-    "PROBE.CACHE_GB",
-    "LOG.WRITERS",
-    "LOG.WANDB_PROJECT",
-)
 
 
 def main(args: argparse.Namespace) -> dict | None:
@@ -75,7 +56,6 @@ def main(args: argparse.Namespace) -> dict | None:
     cfg = load_config(args)
     if args.probe:
         cfg = probing.completed(args, cfg)
-    cache_of(cfg)  # refuses a bound that cannot be
     check_output(args, cfg)
     folders.check_model_dir(args, cfg)
     folders.check_resume(args, cfg)
@@ -83,24 +63,9 @@ def main(args: argparse.Namespace) -> dict | None:
     with (
         writing(within=cfg.OUTPUT_DIR),
         folder_lock(cfg.OUTPUT_DIR),
-        _left_as_it_was(cfg.OUTPUT_DIR),
+        folders.left_as_it_was(cfg.OUTPUT_DIR),
     ):
         return _run(args, cfg, described)
-
-
-@contextlib.contextmanager
-def _left_as_it_was(folder: str) -> Iterator[None]:
-    """Where a user's mistake ends a run that has written nothing but its config and log, take them
-    away again: the folder is as it was, and open to the corrected command."""
-    before = set(os.listdir(folder))
-    try:
-        yield
-    except UserError:
-        new = [osp.join(folder, name) for name in sorted(set(os.listdir(folder)) - before)]
-        if all(map(osp.isfile, new)):
-            for path in new:
-                os.remove(path)
-        raise
 
 
 def _run(args: argparse.Namespace, cfg: CfgNode, described: dict) -> dict | None:
@@ -272,20 +237,10 @@ def check_output(args: argparse.Namespace, cfg: CfgNode) -> None:
         AlreadyExists: naming the first option that differs; nothing is touched.
         BadValue: the config there is damaged, so that it says nothing of the work beside it.
     """
-    if not folders.holds_work(cfg.OUTPUT_DIR):
-        return
-    changed, theirs, ours = _changed(args, cfg)
-    if changed:
-        key = changed[0]
-        raise AlreadyExists(
-            f"{cfg.OUTPUT_DIR} holds a run with another config "
-            f"({key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-            + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
-            + "); choose another output folder or remove that one"
-        )
+    folders.refuse_another(cfg.OUTPUT_DIR, lambda: _changed(args, cfg))
 
 
-def _changed(args: argparse.Namespace, cfg: CfgNode) -> tuple[list[str], dict, dict]:
+def _changed(args: argparse.Namespace, cfg: CfgNode) -> folders.Compared:
     """Options in which the run in the output folder differs from this one, and those of both."""
     theirs = dict(flat(folders.read_config(cfg.OUTPUT_DIR)))
     ours = dict(flat(_identity(args, cfg)))
@@ -293,7 +248,7 @@ def _changed(args: argparse.Namespace, cfg: CfgNode) -> tuple[list[str], dict, d
         return [], theirs, ours
     for one in (ours, theirs):
         one[_REGULARISER] = folders.named(one)[1]
-    free = set(_FREE_KEYS)
+    free = set(record.FREE)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
     if not (args.eval_only or args.probe) or not ours["source"] or not theirs.get("source"):
@@ -312,16 +267,7 @@ def _changed(args: argparse.Namespace, cfg: CfgNode) -> tuple[list[str], dict, d
 
 def claim_output(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Mark the output folder with this run's config, unless it belongs to another."""
-    check_output(args, cfg)
-    path, another = osp.join(cfg.OUTPUT_DIR, layout.CONFIG), False
-    if not folders.holds_work(cfg.OUTPUT_DIR):
-        try:
-            another = bool(_changed(args, cfg)[0])
-        except BadValue:
-            another = True
-    folders.tidy(cfg.OUTPUT_DIR, another)
-    if another or not osp.exists(path):
-        write_text(path, yaml.safe_dump(_identity(args, cfg), sort_keys=False))
+    folders.claim(cfg.OUTPUT_DIR, _identity(args, cfg), lambda: _changed(args, cfg))
 
 
 # -- the command line -----------------------------------------------------------------------------

@@ -132,31 +132,36 @@ def _chains(todo: list[Job]) -> list[launchers.Chain]:
 
 def _mismatch(job: Job, strict: bool) -> str:
     """Why a job cannot be what its folder holds; empty if it can."""
-    from proxyfda.experiments import probing
-    from proxyfda.experiments.config import load_config
-    from proxyfda.experiments.run import check_output
-
-    args = job.parsed()
-    if hasattr(job.module(), "check_folder"):  # an entry module that has no config files
-        try:
-            job.module().check_folder(args)
-        except AlreadyExists as error:
-            if strict:
-                raise
-            return sentence(error)
-        return ""
-    cfg = load_config(args)  # a wrong option is every job's: it ends the sweep before it begins
-    if args.probe and (
-        not layout.has_any(job.folder, (layout.CONFIG,)) or _is_gone(args.model_dir)
-    ):
-        return ""  # what it probes says the rest of its config, and that is yet to come, or gone
+    check = _folder_check(job)
     try:
-        check_output(args, probing.completed(args, cfg) if args.probe else cfg)
+        check()
     except (AlreadyExists, BadValue) as error:
         if strict:
             raise
         return sentence(error)
     return ""
+
+
+def _folder_check(job: Job) -> Callable[[], None]:
+    """What refuses the folder of a job where it holds another run.
+
+    Raises:
+        UserError: a wrong option, which is every job's: it ends the sweep before it begins.
+    """
+    from proxyfda.experiments import probing
+    from proxyfda.experiments.config import load_config
+    from proxyfda.experiments.run import check_output
+
+    args, module = job.parsed(), job.module()
+    if hasattr(module, "check_folder"):  # an entry module that has no config files
+        module.check_options(args)
+        return lambda: module.check_folder(args)
+    cfg = load_config(args)
+    if not args.probe:
+        return lambda: check_output(args, cfg)
+    if not layout.has_any(job.folder, (layout.CONFIG,)) or _is_gone(args.model_dir):
+        return lambda: None  # what it probes says the rest of its config; it is to come, or gone
+    return lambda: check_output(args, probing.completed(args, cfg))
 
 
 def _is_gone(folder: str) -> bool:

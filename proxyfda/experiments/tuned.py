@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from proxyfda.backbones import ImageBackbone, load_backbone
-from proxyfda.backbones.clip import mismatches
+from proxyfda.backbones.weights import mismatches
 from proxyfda.dassl import find_checkpoint, load_checkpoint, weights_in
 from proxyfda.experiments import layout
 from proxyfda.experiments.folders import read_config

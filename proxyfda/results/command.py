@@ -18,8 +18,9 @@ from proxyfda.results.runs import labelled_folders
 from proxyfda.results.summary import TABLES as TABLES_OF_TESTS
 from proxyfda.results.summary import Summary, summarise, summarise_accuracy
 from proxyfda.results.tables import FORMS, table
-from proxyfda.results.targets import check_file, write
+from proxyfda.results.targets import check_file
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.files import write_text
 from proxyfda.utils.suggest import did_you_mean
 
 TABLES = (
@@ -119,7 +120,7 @@ def main(argv=None):
         print(outside, file=sys.stderr)
     text = "\n".join(texts)
     if args.output:
-        write("--output", args.output, text)
+        write_text(args.output, text)
         print(f"Wrote {args.output}")
     else:
         if hasattr(sys.stdout, "reconfigure"):
@@ -139,7 +140,7 @@ def main(argv=None):
             diagnoses,
             spoken,
         )
-        write("--html", args.html, html)
+        write_text(args.html, html)
         print(f"Wrote {args.html}", file=sys.stderr)
     sound = all(s.uniform and all(row.complete for row in s.rows) for s in tables.values())
     return int(args.strict and not sound)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from proxyfda.experiments.layout import TENSORBOARD
+from proxyfda.results.cells import names_of
 from proxyfda.results.names import PROTOCOL_TITLES
-from proxyfda.results.summary import names_of
 
 _POINTS = 100  # of a curve, each the mean over as many steps as it takes
 
@@ -30,7 +31,7 @@ def read_curves(records, points=_POINTS):
     runs = [
         (name, record)
         for name, record in names_of(records)
-        if record.part in ("base", "all") and (Path(record.folder) / "tensorboard").is_dir()
+        if record.part in ("base", "all") and (Path(record.folder) / TENSORBOARD).is_dir()
     ]
     protocols, shots = {}, {}
     for name, record in runs:
@@ -49,7 +50,7 @@ def read_curves(records, points=_POINTS):
         if len(protocols[title]) > 1:
             title += f" ({PROTOCOL_TITLES.get(record.protocol, record.protocol)})"
         found = together.setdefault(title, {}).setdefault(name, {})
-        for tag, (steps, values) in read_events(Path(record.folder) / "tensorboard").items():
+        for tag, (steps, values) in read_events(Path(record.folder) / TENSORBOARD).items():
             found.setdefault(tag, []).append((*_binned(steps, values, points), record.folder))
     return {
         dataset: {

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from proxyfda.results import markup
+from proxyfda.results.drawing import DPI
 from proxyfda.results.markup import Section
 from proxyfda.results.tables import Block
 
@@ -39,7 +40,6 @@ _CAPTIONS = {
     "scatter": "Each measure of a run against what it forgot.",
 }
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DPI = 160  # that figures are saved with; on the page an inch has 90 pixels
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def _figure(path: str) -> str:
         data = file.read()
     if not data.startswith(_SIGNATURE) or len(data) < 24:
         raise ValueError("it is no PNG image")
-    width, height = (round(90 / _DPI * side) for side in struct.unpack(">II", data[16:24]))
+    sides = struct.unpack(">II", data[16:24])
+    width, height = (round(markup.PIXELS_PER_INCH / DPI * side) for side in sides)
     kind, stem = _kind(path), _stem(path)
     caption = f"{stem}: {_CAPTIONS[kind]}" if kind else stem
     return markup.image(data, "png", (width, height), caption)

@@ -35,6 +35,8 @@ STYLES = tuple(
     )
 )
 REFERENCE_STYLE = {"color": "black", "marker": "*", "hatch": "", "line": ":"}
+DPI = 160
+"""Dots per inch of figures that are saved."""
 _FOOTNOTE = "* runs are missing, see the table"
 
 
@@ -144,7 +146,7 @@ def save_figure(figure, stem):
     """Save a figure as ``<stem>.png`` and ``<stem>.svg``, whole or not at all; returns both."""
     # Text stays text in the SVG; a fixed salt and no date make it the same file every time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "proxyfda"}):
-        write_atomically(f"{stem}.png", lambda path: figure.savefig(path, format="png", dpi=160))
+        write_atomically(f"{stem}.png", lambda path: figure.savefig(path, format="png", dpi=DPI))
         write_atomically(
             f"{stem}.svg", lambda path: figure.savefig(path, format="svg", metadata={"Date": None})
         )

@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 _LONG = 40  # lines of a table
-_PIXELS_PER_INCH = 90  # that figures of ours are shown at
+PIXELS_PER_INCH = 90
+"""That figures of ours are shown at."""
 
 # Contrast of text is at least 4.5 to 1 on the ground that it stands on (WCAG 2.1, level AA).
 _STYLE = """
@@ -209,7 +210,7 @@ def drawn_figure(figure: Figure, caption: str) -> str:
     file = io.BytesIO()
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "proxyfda"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
-    size = tuple(round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
+    size = tuple(round(PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
     return image(file.getvalue(), "svg+xml", size, caption)
 
 

@@ -17,6 +17,7 @@ from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
 from proxyfda.names import is_zero_shot
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.nested import flat
 
 
 @dataclass(frozen=True)
@@ -305,15 +306,6 @@ def _backbone_of(cfg, weights=""):
     if "MODEL.BACKBONE.NAME" not in cfg:
         return None
     return cfg["MODEL.BACKBONE.NAME"], cfg.get("MODEL.BACKBONE.WEIGHTS", weights)
-
-
-def flat(tree, prefix=""):
-    """Pairs of a dotted name and its value in a nested dict."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _read_logs(paths, record):

@@ -1,15 +1,16 @@
-"""Files and folders that a command is to write: refused before any work where they cannot be."""
+"""Files and folders that a command is to write: refused before any work where they cannot be.
+
+What the system has against writing them later on, :func:`proxyfda.utils.files.writing` says.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+import tempfile
 
-from proxyfda.utils.errors import BadValue, CannotWrite, NotFound, UserError
-from proxyfda.utils.files import write_text
+from proxyfda.utils.errors import BadValue, CannotWrite, NotFound
 
-__all__ = ["check_file", "check_folder", "write", "writing"]
+__all__ = ["check_file", "check_folder"]
 
 
 def check_file(flag: str, path: str) -> None:
@@ -21,63 +22,40 @@ def check_file(flag: str, path: str) -> None:
     Raises:
         BadValue: there is a folder of that name.
         NotFound: its folder does not exist.
-        CannotWrite: its folder is a file, or may not be written to.
+        CannotWrite: its folder is a file, or takes no files.
     """
     if os.path.isdir(path):
         raise BadValue(f"{flag}: {path} is a folder; give the name of a file")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.lexists(folder):
         raise NotFound(f"{flag}: the folder {os.path.dirname(path)} does not exist; make it first")
-    if not os.path.isdir(folder):
-        raise CannotWrite(f"{flag}: {path} cannot be written, since {folder} is no folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise CannotWrite(
-            f"{flag}: {path} cannot be written, since you may not write to {folder}; give another "
-            "place"
-        )
+    _check_takes_files(flag, path, folder)
 
 
 def check_folder(flag: str, path: str) -> None:
     """Refuse a folder that could not be made or written to; arguments as of :func:`check_file`.
 
     Raises:
-        CannotWrite: it is a file or lies in one, or may not be written to.
+        CannotWrite: it is a file or lies in one, or takes no files.
     """
     above = os.path.abspath(path)
     while not os.path.lexists(above):
         above = os.path.dirname(above)
-    if not os.path.isdir(above):
+    _check_takes_files(flag, path, above)
+
+
+def _check_takes_files(flag: str, path: str, folder: str) -> None:
+    """Refuse ``path`` where no file can be made in ``folder``, by making one: rights alone do not
+    tell of file systems that take none."""
+    if not os.path.isdir(folder):
         raise CannotWrite(
-            f"{flag}: {path} cannot be made, since {above} is no folder; give another"
+            f"{flag}: {path} cannot be written, since {folder} is no folder; give another place"
         )
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise CannotWrite(
-            f"{flag}: {path} cannot be used, since you may not write to {above}; give another place"
-        )
-
-
-@contextlib.contextmanager
-def writing(flag: str, path: str) -> Iterator[None]:
-    """What the system says against writing becomes a sentence.
-
-    Raises:
-        CannotWrite: naming the path and what the system says, such as that the disk is full.
-    """
     try:
-        yield
-    except UserError:
-        raise  # it is a sentence already
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise CannotWrite(
-            f"{flag}: {path} cannot be written ({error.strerror or error}); nothing is left of it"
+            f"{flag}: {path} cannot be written, since {folder} takes no files "
+            f"({error.strerror or error}); give another place"
         ) from None
-
-
-def write(flag: str, path: str, text: str) -> None:
-    """Write a text file as a whole or not at all.
-
-    Raises:
-        CannotWrite: see :func:`writing`.
-    """
-    with writing(flag, path):
-        write_text(path, text)

@@ -12,8 +12,9 @@ from proxyfda.dassl import build_trainer
 from proxyfda.diagnose.command import main
 from proxyfda.diagnose.encoders import encode, load_encoder, pretrained_of
 from proxyfda.diagnose.samples import read_sample
-from proxyfda.experiments.config import default_config, plain
+from proxyfda.experiments.config import default_config
 from proxyfda.utils.errors import UserError
+from proxyfda.utils.nested import plain
 from trainers.checkpoints import to_upstream
 
 pytest.importorskip("ot")

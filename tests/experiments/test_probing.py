@@ -65,7 +65,7 @@ def tuned(tmp_path, config, tiny_file):
     folder = tmp_path / "tuned"
     argv = ["--trainer", "FineTune", "--config-file", str(config), "--output-dir", str(folder)]
     argv += ["--dataset-config-file", dataset_file("bundled_fruits")]
-    from proxyfda.experiments.config import plain
+    from proxyfda.utils.nested import plain
 
     cfg = plain(load_config(train.parser().parse_args(argv)))
     folder.mkdir()

@@ -281,9 +281,8 @@ def test_a_run_that_was_not_built_claims_nothing(run, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError):
         run(out, "CoOp", *EPOCHS, "MODEL.BACKBONE.WEIGHTS", "/nowhere.pt")
-    assert (out / "config.yaml").exists()
+    assert not list(out.iterdir())  # as it was
     run(out, "CoOp", *EPOCHS)
-    assert "nowhere" not in (out / "config.yaml").read_text()
     with pytest.raises(FileExistsError, match="MODEL.INIT_WEIGHTS is '' there and 'x.pt' here"):
         run(out, "CoOp", *EPOCHS, "MODEL.INIT_WEIGHTS", "x.pt")
 

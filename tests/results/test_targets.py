@@ -48,7 +48,7 @@ def test_a_place_that_no_file_can_be_in(output, tmp_path, unread, flag, name, wh
 @pytest.mark.parametrize("name", ["file", "file/below/it"])
 def test_figures_into_a_file(output, tmp_path, unread, name):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="^--out: .* cannot be made, since .*file is no folder"):
+    with pytest.raises(UserError, match="^--out: .* cannot be written, since .*file is no folder"):
         figures.main([str(output), "--out", str(tmp_path / name)])
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -62,11 +62,11 @@ def test_a_folder_that_may_not_be_written_to(output, tmp_path, unread):
         (main, ["--output", str(closed / "x.md")]),
         (figures.main, ["--out", str(closed / "figures")]),
     ):
-        with pytest.raises(UserError, match=f"{words[0]}: .*you may not write to {closed}"):
+        with pytest.raises(UserError, match=f"{words[0]}: .*{closed} takes no files"):
             main_of([str(output), *words])
 
 
-def test_a_place_of_the_system_that_takes_no_file(output):
+def test_a_place_of_the_system_that_takes_no_file(output, unread):
     if not os.path.isdir("/proc/self"):
         pytest.skip("there is no /proc")
     for flag in ("--html", "--output"):
@@ -84,14 +84,12 @@ def test_a_full_disk_leaves_what_was_there(output, tmp_path, monkeypatch, flag):
 
     monkeypatch.setattr(files.os, "replace", full)
     if flag == "--out":
-        with pytest.raises(
-            UserError, match="there.* cannot be written.*([Nn]o space|disk is full)"
-        ):
+        with pytest.raises(UserError, match="there.* cannot be written.*disk is full"):
             figures.main([str(output), flag, str(place)])
         assert not list(place.iterdir())
         return
     (place / "x.md").write_text("before")
-    with pytest.raises(UserError, match="x.md cannot be written.*([Nn]o space|disk is full)"):
+    with pytest.raises(UserError, match="x.md cannot be written: the disk is full"):
         main([str(output), flag, str(place / "x.md")])
     assert [(p.name, p.read_text()) for p in place.iterdir()] == [("x.md", "before")]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -162,20 +163,24 @@ def test_another_run_in_the_folder_is_refused_and_left(tmp_path, quiet, capfd):
     folder = tmp_path / layout.image_to_text("vqa", "banners", "FineTune", "bundled", 1)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("epochs: 99\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "model.safetensors").touch()
     assert script.main([*words, "--dry-run"]) == 1
     assert "holds a run with another" in capfd.readouterr().out
     assert (folder / "config.yaml").read_text() == "epochs: 99\n"
 
 
-def test_every_lambda_is_a_run_of_its_own(tmp_path, capfd):
+def test_every_lambda_is_a_run_of_its_own(tmp_path, capfd, monkeypatch):
     words = ["vqa", "--output", str(tmp_path), "--methods", "naive,FDA", "--lambdas", "1,3"]
     assert script.main([*words, "--dry-run"]) == 0
     said = capfd.readouterr().out
     assert "bundled-weight_3/seed2" in said and said.endswith("0 of 10 jobs are complete\n")
     shown = next(line for line in said.splitlines() if line.strip().startswith("python -m"))
-    words = [sys.executable, *shlex.split(shown)[1:], "--epochs", "0"]
-    done = subprocess.run(words, cwd=SCRIPTS.parent, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "error: --epochs is 0; use at least 1\n"
+    _, _, module, *words = shlex.split(shown)
+    monkeypatch.setattr(sys, "argv", [module, *words, "--epochs", "0"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(BadValue, match="--epochs is 0"):
+        runpy.run_module(module, run_name="__main__")
 
 
 @pytest.mark.parametrize("name", ["captioning", "vqa"])
@@ -193,5 +198,19 @@ def test_the_folder_check_knows_what_differs(tmp_path):
     words = ["--output-dir", str(tmp_path), "--protocol", "vqa", "--method", "FineTune"]
     args = parser().parse_args([*words, "--evaluate-on", "toys"])
     (tmp_path / "config.yaml").write_text("epochs: 7\n")
-    with pytest.raises(AlreadyExists, match="with another"):
+    check_folder(args)  # nothing has come of that run
+    (tmp_path / "result.json").touch()
+    with pytest.raises(AlreadyExists, match="with another config .accumulate is None there and 1"):
         check_folder(args)
+
+
+def test_one_damaged_config_ends_no_other_run(tmp_path, capfd):
+    words = ["vqa", "--output", str(tmp_path), "--methods", "naive", "--seeds", "1", "--dry-run"]
+    folder = tmp_path / "vqa/banners/FineTune/bundled/seed1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("epochs: [\n")
+    (folder / "result.json").write_text("{}")
+    assert script.main(words) == 1
+    said = capfd.readouterr().out
+    assert f"refused, {folder / 'config.yaml'} is damaged" in said
+    assert said.count("to run: ") == 1  # the model as it was pre-trained

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import trainers.base  # noqa: F401  (the package registers the trainers)
-from proxyfda.backbones.clip import load_clip, loading
+from proxyfda.backbones.clip import architectures, load_clip, loading
 from proxyfda.dassl import DATASET_REGISTRY, DatasetBase, Datum, build_trainer
 from proxyfda.experiments.config import default_config
 
@@ -108,7 +108,7 @@ def half_or_full(name, weights, precision):
     clip = load_clip(name, weights)
     if precision == "fp16":
         state = clip.state_dict()
-        half = loading.build(loading.openai_config(state, Path(weights)), "fp16")
+        half = loading.build(architectures.openai_config(state, Path(weights)), "fp16")
         half.load_state_dict(state)
         half.tokenizer = clip.tokenizer
         clip = half.requires_grad_(False).eval()

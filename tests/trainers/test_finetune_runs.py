@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from proxyfda.dassl import load_checkpoint
-from proxyfda.experiments.config import plain
 from proxyfda.sampling import ClassBalancedBatchSampler
+from proxyfda.utils.nested import plain
 from tests.trainers.finetune_tools import BATCH, step, tuned
 
 NODE, OWN = "TRAINER.PROXYFDA", "TRAINER.FINETUNE"
@@ -156,7 +156,7 @@ def test_images_are_prepared_as_the_backbone_takes_them(make_trainer, capsys):
 # -- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
-    "half precision": ([f"{OWN}.PREC", "fp16"], "PREC is 'fp16'.*give fp32 or amp"),
+    "half precision": ([f"{OWN}.PREC", "fp16"], "PREC is 'fp16'.*give fp32, amp or bf16"),
     "head": ([f"{OWN}.HEAD", "prob"], "HEAD is 'prob'.*probe"),
     "anchor": ([f"{OWN}.ANCHOR", "last"], "ANCHOR is .last.*give pretrained or previous"),
     "previous": ([f"{OWN}.ANCHOR", "previous"], "START_FROM names no run"),

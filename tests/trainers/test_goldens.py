@@ -7,6 +7,7 @@ import torch
 import trainers.base
 from proxyfda.backbones.clip import load_clip
 from trainers.checkpoints import rename, to_upstream
+from trainers.prompted_clip import unit
 from trainers.promptsrc import gaussian_weights
 from trainers.zsclip import ZeroshotModel
 
@@ -143,7 +144,7 @@ def test_promptsrcs_teacher(make_trainer, reference, reference_clip, monkeypatch
     trainer, _ = build(name, make_trainer, reference_clip, monkeypatch)
     reference.check(f"{name}/zs_text_features", trainer.teacher_text_features())
     features = trainer.frozen_image_features(reference.images)
-    reference.check(f"{name}/zs_image_features", trainers.base.unit(features))
+    reference.check(f"{name}/zs_image_features", unit(features))
 
 
 @pytest.mark.parametrize("variant", AGGREGATED)

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from proxyfda.backbones.clip import StateCache
 from proxyfda.backbones.zero_shot import class_texts, templates_of, zero_shot_weights
 from proxyfda.utils.errors import BadModel
-from trainers.base import unit
 from trainers.finetune.head import Classifier
 from trainers.finetune.start import load_part
 from trainers.finetune.trainer import FineTune, register_with_forms
+from trainers.prompted_clip import unit
 
 __all__ = ["FLYP", "contrastive_loss"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from proxyfda.backbones import ImageBackbone
-from trainers.base import unit
+from trainers.prompted_clip import unit
 
 __all__ = ["Classifier", "Head"]
 

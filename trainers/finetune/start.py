@@ -7,13 +7,13 @@ import os.path as osp
 from torch import nn
 from yacs.config import CfgNode
 
-from proxyfda.backbones.clip import mismatches
+from proxyfda.backbones.weights import mismatches
 from proxyfda.dassl import TRAINER_REGISTRY, find_checkpoint
 from proxyfda.experiments import layout
-from proxyfda.experiments.config import flat
 from proxyfda.experiments.folders import read_config
 from proxyfda.experiments.tuned import checkpoint_state
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.nested import flat
 
 __all__ = ["check_start", "load_part"]
 

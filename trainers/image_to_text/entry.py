@@ -12,18 +12,18 @@ import shlex
 import time
 
 import torch
-import yaml
 
 import proxyfda
-from proxyfda.dassl import set_random_seed, setup_logger
-from proxyfda.experiments import layout, record
+from proxyfda.dassl import log_to, open_log, set_random_seed
+from proxyfda.experiments import folders, record
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import PRETRAINED, split_run_name
-from proxyfda.utils.errors import AlreadyExists, BadValue, NotInstalled, show_user_errors
-from proxyfda.utils.files import write_text
+from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.files import writing
 from trainers.image_to_text.data import BUNDLED, CAPTIONING, VQA, source_of
+from trainers.image_to_text.loading import the_library
 
-__all__ = ["check_folder", "main", "parser"]
+__all__ = ["check_folder", "check_options", "main", "parser"]
 
 _FREE = ("output_dir", "data", "device", "loader_workers")
 """What may differ between two calls for one run."""
@@ -70,40 +70,35 @@ def main(args: argparse.Namespace) -> dict:
     Raises:
         UserError: a wrong option, folder or file.
         Busy: another process works in the output folder.
+        CannotWrite: the disk is full or read-only.
     """
+    check_options(args)
     check_folder(args)
     source = source_of(args)
     asked = [family for family in args.evaluate_on.split(",") if family]
-    with folder_lock(args.output_dir):
+    folder = args.output_dir
+    with writing(within=folder), folder_lock(folder), folders.left_as_it_was(folder):
         started = time.perf_counter()
-        path = os.path.join(args.output_dir, layout.CONFIG)
-        if not os.path.exists(path):
-            write_text(path, yaml.safe_dump(_identity(args), sort_keys=False))
+        folders.claim(folder, _identity(args), lambda: _compared(args))
         set_random_seed(args.seed)
-        setup_logger(args.output_dir)
+        log_to(open_log(folder))
         print(shlex.join(f"{key}={value}" for key, value in sorted(vars(args).items())))
         model = load_model(args, tuned=False)
         if args.method != PRETRAINED:
             _tuned(args, model, source)
             model = load_model(args, tuned=True)
         tuned = time.perf_counter()
-        return record.write(args.output_dir, {**_asked(args, model, source, asked), "time": {
+        return record.write(folder, {**_asked(args, model, source, asked), "time": {
             "run": round(tuned - started, 3), "evaluate": round(time.perf_counter() - tuned, 3),
         }})  # fmt: skip
 
 
 def load_model(args, tuned: bool):
     """The model before, or as the run left it, on its device."""
-    try:
-        import transformers
+    the_library().logging.disable_progress_bar()
+    from trainers.image_to_text import tuning
+    from trainers.image_to_text.models import ImageToText
 
-        from trainers.image_to_text import tuning
-        from trainers.image_to_text.models import ImageToText
-    except ImportError as error:
-        raise NotInstalled(
-            f"transformers cannot be imported ({error}); pip install 'proxyfda[transformers]'"
-        ) from error
-    transformers.logging.disable_progress_bar()
     place = args.model
     if tuned:
         place = os.path.join(args.output_dir, tuning.MODEL)
@@ -188,12 +183,17 @@ def _identity(args) -> dict:
     return {key: value for key, value in vars(args).items() if key not in _FREE}
 
 
-def check_folder(args: argparse.Namespace) -> None:
-    """Refuse options that cannot be, and an output folder that holds a run with others.
+def _compared(args) -> folders.Compared:
+    theirs, ours = folders.read_config(args.output_dir), _identity(args)
+    changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    return changed if theirs else [], theirs, ours
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be.
 
     Raises:
         BadValue: naming the option.
-        AlreadyExists: naming the first option that differs; nothing is touched.
     """
     for name in ("epochs", "batch_size", "accumulate"):
         if getattr(args, name) < 1:
@@ -207,18 +207,15 @@ def check_folder(args: argparse.Namespace) -> None:
         )
     if not 0 < args.lr < math.inf:
         raise BadValue(f"--lr is {args.lr:g}; use a finite number above 0")
-    path = os.path.join(args.output_dir, layout.CONFIG)
-    if not os.path.exists(path):
-        return
-    with open(path, encoding="utf-8") as file:
-        theirs = yaml.safe_load(file) or {}
-    ours = _identity(args)
-    for key in sorted({*ours, *theirs}):
-        if ours.get(key) != theirs.get(key):
-            raise AlreadyExists(
-                f"{args.output_dir} holds a run with another {key} ({theirs.get(key)!r} there, "
-                f"{ours.get(key)!r} here); choose another output folder or remove that one"
-            )
+
+
+def check_folder(args: argparse.Namespace) -> None:
+    """Refuse an output folder that holds a run with other options.
+
+    Raises:
+        AlreadyExists, BadValue: see :func:`proxyfda.experiments.folders.refuse_another`.
+    """
+    folders.refuse_another(args.output_dir, lambda: _compared(args))
 
 
 if __name__ == "__main__":

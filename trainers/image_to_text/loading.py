@@ -16,7 +16,7 @@ from proxyfda.backbones.weights import (
 )
 from proxyfda.utils.errors import BadModel, BadValue, NotFound, NotInstalled
 
-__all__ = ["load", "named_class"]
+__all__ = ["load", "named_class", "the_library"]
 
 CONFIG = "config.json"
 WEIGHTS = tuple(
@@ -44,7 +44,7 @@ def load(place, classes):
         BadModel: a model of another class.
         BadValue: files that are damaged or do not fit each other.
     """
-    transformers, source = _transformers(), _Source(place)
+    transformers, source = the_library(), _Source(place)
     kind = getattr(transformers, _architecture(source, classes))
     with torch.random.fork_rng(devices=[]):  # missing weights are drawn
         model, report = source.read("weights", kind, output_loading_info=True, weights_only=True)
@@ -63,7 +63,12 @@ def named_class(place, classes):
     return _architecture(_Source(place), classes)
 
 
-def _transformers():
+def the_library():
+    """transformers.
+
+    Raises:
+        NotInstalled: it cannot be imported.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -136,7 +141,7 @@ def _architecture(source, classes):
             raise BadValue(
                 f"{source.folder / CONFIG} is no JSON ({first_line(error)}); fetch it again"
             ) from error
-    config = source.read("config", _transformers().AutoConfig)
+    config = source.read("config", the_library().AutoConfig)
     named = list(config.architectures or [])
     for name in named:
         if name in classes:

@@ -10,7 +10,14 @@ from open_clip.transformer import LayerNormFp32, QuickGELU
 from safetensors.torch import save_file
 from torch import nn
 
-from proxyfda.backbones.clip import ImageEncoder, TextEncoder, load_clip, loading, resolve_precision
+from proxyfda.backbones.clip import (
+    ImageEncoder,
+    TextEncoder,
+    architectures,
+    load_clip,
+    loading,
+    resolve_precision,
+)
 
 TEST_CONFIG = {
     "embed_dim": 32,
@@ -152,7 +159,7 @@ def test_resnet_in_openai_layout_is_read_off_its_shapes(tmp_path):
 
 def test_half_precision_keeps_norms_in_fp32_and_agrees(tiny, tiny_state):
     state = without_meta(tiny_state)
-    clip = loading.build(loading.openai_config(state, "file"), "fp16")
+    clip = loading.build(architectures.openai_config(state, "file"), "fp16")
     clip.load_state_dict(state)
     clip.eval()
     norms = [m for m in clip.modules() if isinstance(m, nn.LayerNorm)]
@@ -216,6 +223,7 @@ def test_names_that_cannot_be_loaded(name, weights, error, said):
 
 def test_bundled_model_takes_only_bundled_weights(monkeypatch, tmp_path):
     (tmp_path / "ViT-Bundled.json").write_text(json.dumps(TEST_CONFIG))
+    monkeypatch.setattr(architectures, "BUNDLED_DIR", tmp_path)
     monkeypatch.setattr(loading, "BUNDLED_DIR", tmp_path)
     with pytest.raises(ValueError, match="set MODEL.BACKBONE.WEIGHTS bundled"):
         load_clip("ViT-Bundled")
@@ -232,14 +240,15 @@ def test_a_file_of_another_kind_than_its_name_is_refused(name, tiny_file):
 
 @pytest.mark.parametrize(("name", "held"), [("ViT-B/16", "ViT-B/32"), ("ViT-L/14", "RN50")])
 def test_a_file_of_another_known_model_is_called_by_that(name, held, tmp_path):
-    config, found = loading.model_config_of(name), loading.model_config_of(held)
+    config, found = architectures.model_config_of(name), architectures.model_config_of(held)
     with pytest.raises(ValueError, match=f"holds {held} .*set MODEL.BACKBONE.NAME to {held}"):
-        loading.refuse_another_architecture(name, config, found, tmp_path / "clip.pt")
+        architectures.refuse_another_architecture(name, config, found, tmp_path / "clip.pt")
 
 
 def test_what_prompts_images_is_known_by_the_name():
     names = ("RN50", "ViT-B-16-SigLIP", "ViT-B/16", "ViT-Bundled", "nothing")
-    assert [loading.prompts_no_images(name) for name in names] == [True, True, False, False, False]
+    found = [architectures.prompts_no_images(name) for name in names]
+    assert found == [True, True, False, False, False]
 
 
 def test_the_bundled_model_names_the_weights_that_it_has():

@@ -420,7 +420,6 @@ def flag_cases():
         ("--load-epoch x", "--load-epoch"),
         ("--alpha x", "--alpha"),
         ("--alpha 0.5", "--alpha"),
-        ("--no-cache", "--no-cache"),
         ("--protocol other", "other"),
         ("--probe nowhere.yaml", "nowhere.yaml"),
         ("--workers 3", "--workers"),

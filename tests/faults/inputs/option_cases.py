@@ -4,9 +4,10 @@ from dataclasses import dataclass, fields
 
 import yaml
 
-from proxyfda.experiments.config import _literal, default_config, flat, option_rules
+from proxyfda.experiments.config import _literal, default_config, option_rules
 from proxyfda.integrations.dassl_options import NODE, PluginOptions
 from proxyfda.regularisers import REGULARISERS
+from proxyfda.utils.nested import flat
 from proxyfda.utils.rules import Real, Several
 
 # What somebody may type for a value; each option is given those that its rule refuses.

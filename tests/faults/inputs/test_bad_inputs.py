@@ -9,8 +9,9 @@ from faults.inputs.calls import verdict
 from faults.inputs.file_cases import FILE_CASES
 from faults.inputs.option_cases import OPTION_CASES, TOLD
 
-from proxyfda.experiments.config import default_config, flat, option_rules
+from proxyfda.experiments.config import default_config, option_rules
 from proxyfda.integrations.dassl_options import NODE, node_defaults
+from proxyfda.utils.nested import flat
 
 ALL = list({case.id: case for case in [*TOLD, *OPTION_CASES, *FILE_CASES]}.values())
 ONE_EACH = list({case.option: case for case in OPTION_CASES[::-1]}.values())
