@@ -175,7 +175,9 @@ def _say_what_would_run(jobs: list[Job], failed: dict[str, str]) -> None:
         elif holder(job.folder):
             state = f"in use by {holder(job.folder)}"
         print(f"{state}: {job.name}")
-        print(f"    {shlex.join(['python', job.module().__file__, *job.argv])}")
+        # A module of a package is run from the repository's root.
+        start = ["-m", job.entry] if "." in job.entry else [job.module().__file__]
+        print(f"    {shlex.join(['python', *start, *job.argv])}")
     print(f"{sum(job.complete for job in jobs)} of {len(jobs)} jobs are complete")
 
 

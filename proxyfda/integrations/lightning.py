@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from proxyfda.diagnostics.monitor import Monitor, check_monitor
 from proxyfda.integrations.loop import Attached
 from proxyfda.integrations.session import Session
+from proxyfda.regularisers.base import Features
 from proxyfda.utils.errors import BadModel, NotInstalled
 
 try:
@@ -59,7 +60,7 @@ class RegulariserCallback(Callback):
         anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
         *,
         output: Union[int, str, None] = None,
-        features: Optional[Callable[[Tensor], Tensor]] = None,
+        features: Optional[Callable[[Tensor], Features]] = None,
         generator_lr: Optional[float] = 1e-3,
         monitor: Optional[Monitor] = None,
     ) -> None:

@@ -21,7 +21,7 @@ from proxyfda.integrations import loss_scale
 from proxyfda.integrations.capture import in_backward_pass
 from proxyfda.integrations.ranks import OwnParameters
 from proxyfda.neighbours.cosines import full_precision
-from proxyfda.regularisers.base import Regulariser
+from proxyfda.regularisers.base import Features, Regulariser
 from proxyfda.utils.errors import BadType, BadValue, Unusable
 
 __all__ = ["Attached", "attach"]
@@ -35,7 +35,7 @@ def attach(
     *,
     scale: Any = None,
     output: Union[int, str, None] = None,
-    features: Optional[Callable[[Tensor], Tensor]] = None,
+    features: Optional[Callable[[Tensor], Features]] = None,
     together: bool = False,
     average: Any = True,
     monitor: Optional[Monitor] = None,
@@ -93,7 +93,8 @@ def attach(
         output: which of several outputs has the features, a position, a key or the name of an
             attribute; None: the first.
         features: makes features [N, d] of that output, for example ``lambda x: x[:, 0]`` of a
-            transformer's tokens [N, T, d]; the gradient goes through it.
+            transformer's tokens [N, T, d], or a list of several layers' features for LDIFS; the
+            gradient goes through it.
         together: whether the passes before a backward pass are one batch to the regulariser.
         average: whether the gradients of the regulariser's own parameters are averaged over the
             ranks of ``torch.distributed``, where it runs; or the process group. All ranks have to
@@ -159,7 +160,7 @@ class Attached:
         anchors: Any,
         scale: Any,
         output: Union[int, str, None],
-        features: Optional[Callable[[Tensor], Tensor]],
+        features: Optional[Callable[[Tensor], Features]],
         together: bool,
         average: Any,
         monitor: Optional[Monitor] = None,
@@ -278,11 +279,11 @@ class Attached:
         if self._follows:
             self._anchors.follow(module)
         with _unseen(), torch.no_grad():
-            found = returned.detach()
-            found = found if self._features is None else self._features(found)
-            self._monitor.look(found, self._frozen(args, kwargs))
+            plain = returned.detach()
+            found = plain if self._features is None else self._features(plain)
+            self._monitor.look(_last(found), _last(self._frozen(args, kwargs)))
 
-    def _frozen(self, args: Any, kwargs: Dict[str, Any]) -> Tensor:
+    def _frozen(self, args: Any, kwargs: Dict[str, Any]) -> Features:
         if isinstance(self._anchors, CachedFeatures):
             return self._anchors(*args, **kwargs)
         with torch.no_grad():
@@ -325,15 +326,16 @@ class Attached:
                 found = loss_scale.unnoted_grad(total, wanted, allow_unused=True)
         self.terms = {name: term.detach() for name, term in terms.items()}
         if self._monitor is not None and self._monitor.due():
-            self._monitor.look(*both)
+            self._monitor.look(_last(both[0]), _last(both[1]))
         for seen, gradient in zip(passes, found):
             seen.gradient, seen.anchors, seen.own = gradient, None, None
         passes[0].own = list(zip(own, found[len(leaves) :]))
         for seen in passes:
             seen.computed = True
 
-    def _terms(self, features: Tensor, anchors: Tensor) -> Dict[str, Tensor]:
-        rows = (len(features), len(anchors)) if features.dim() and anchors.dim() else (1, 1)
+    def _terms(self, features: Features, anchors: Features) -> Dict[str, Tensor]:
+        tuned, frozen = _last(features), _last(anchors)
+        rows = (len(tuned), len(frozen)) if tuned.dim() and frozen.dim() else (1, 1)
         if rows[0] != rows[1]:
             raise BadValue(
                 f"there are {rows[0]} features and {rows[1]} anchors; give anchors of the same "
@@ -341,9 +343,9 @@ class Attached:
             )
         if not isinstance(self._regulariser, Regulariser):
             return {"loss": self._regulariser(features, anchors)}
-        if self._regulariser.kind == "relations" and features.dim() != 2:
+        if self._regulariser.kind == "relations" and (tuned is not features or tuned.dim() != 2):
             raise BadValue(
-                f"the features have the shape {tuple(features.shape)}, but "
+                f"the features have the shape {tuple(tuned.shape)}, but "
                 f"{type(self._regulariser).__name__} relates samples of a batch [N, d]; choose by "
                 "output= and features=, such as features=lambda x: x[:, 0] of tokens [N, T, d]."
             )
@@ -398,7 +400,7 @@ class _Pass:
         self.returned: Any = returned.detach()  # shares storage and version
         self._version = returned._version
         self.anchors: Any = None
-        self.later: Optional[Callable[[], Tensor]] = None
+        self.later: Optional[Callable[[], Features]] = None
         self.computed = False
         self.gradient: Optional[Tensor] = None
         self.own: Any = None
@@ -479,8 +481,18 @@ def _sums_in(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _joined(parts: Sequence[Any]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _joined(parts: Sequence[Any]) -> Features:
+    """One batch of several, of each layer where there are more."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return [torch.cat(layer) for layer in zip(*parts)]
+
+
+def _last(features: Features) -> Tensor:
+    """The features, of several layers the last one's."""
+    return features if isinstance(features, Tensor) else features[-1]
 
 
 def _leaves(total: Tensor, without: Sequence[Tensor]) -> List[Tensor]:

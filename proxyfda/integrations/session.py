@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from proxyfda.anchors.frozen_copy import FrozenCopy
 from proxyfda.diagnostics.monitor import Monitor, check_monitor
 from proxyfda.integrations.loop import Attached, attach
+from proxyfda.regularisers.base import Features
 from proxyfda.utils.errors import BadType, BadValue, Unusable
 
 __all__ = ["Session"]
@@ -44,7 +45,7 @@ class Session:
         anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
         *,
         output: Union[int, str, None] = None,
-        features: Optional[Callable[[Tensor], Tensor]] = None,
+        features: Optional[Callable[[Tensor], Features]] = None,
         generator_lr: Optional[float] = 1e-3,
         monitor: Optional[Monitor] = None,
     ) -> None:

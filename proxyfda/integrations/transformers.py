@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from proxyfda.diagnostics.monitor import Monitor
 from proxyfda.integrations.loop import Attached
 from proxyfda.integrations.session import Session
+from proxyfda.regularisers.base import Features
 from proxyfda.utils.errors import BadType, NotFound, NotInstalled, Unusable
 from proxyfda.utils.files import write_atomically
 
@@ -33,7 +34,7 @@ def attach_to_trainer(
     anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
     *,
     output: Union[int, str, None] = None,
-    features: Optional[Callable[[Tensor], Tensor]] = None,
+    features: Optional[Callable[[Tensor], Features]] = None,
     generator_lr: Optional[float] = 1e-3,
     monitor: Optional[Monitor] = None,
 ) -> RegulariserCallback:

@@ -11,8 +11,10 @@ from transformers import BertConfig, BertModel
 
 import proxyfda
 from datasets.image_text import Example, read_image
+from proxyfda.anchors import FrozenCopy
 from proxyfda.regularisers import create
 from proxyfda.utils.errors import BadModel, BadValue, NotFound
+from trainers.image_to_text import layers
 from trainers.image_to_text.models import ImageToText, pooled
 
 PATHS = [str(path) for path, _ in trees.pictures("test", 2)]
@@ -116,6 +118,35 @@ def test_a_regulariser_reaches_the_image_encoder(model, kind):
         model.model(**batch).loss.backward()
     found = [p.grad for p in model.vision.parameters() if p.grad is not None]
     torch.testing.assert_close(found, expected)
+
+
+def test_ldifs_compares_layers_of_the_image_encoder(model, kind):
+    """The gradient is that of the sum of both losses, over layers that the library hands out."""
+    batch = model.batch(examples(kind))
+    regulariser, kept = create("ldifs"), FrozenCopy(model.vision)
+    with torch.no_grad():
+        for weight in model.vision.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    seen = []
+    hook = model.vision.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    model.vision.config.output_hidden_states = True
+    loss = model.model(**batch).loss
+    anchors = kept(batch["pixel_values"], output_hidden_states=True)["hidden_states"]
+    (loss + 30.0 * regulariser(seen[0]["hidden_states"], anchors)).backward()
+    hook.remove()
+    model.vision.config.output_hidden_states = False
+    expected = [p.grad.clone() for p in model.vision.parameters() if p.grad is not None]
+    model.model.zero_grad()
+    with layers.handed_out(model.vision), layers.handed_out(kept.module):
+        chosen = {"output": layers.OUTPUT, "features": layers.listed}
+        with proxyfda.attach(model.vision, regulariser, 30.0, kept, **chosen) as handle:
+            again = model.model(**batch).loss
+            again.backward()
+    found = [p.grad for p in model.vision.parameters() if p.grad is not None]
+    assert handle.terms["loss_ldifs"] > 0 and torch.equal(again, loss)
+    torch.testing.assert_close(found, expected)
+    assert len(expected) == len(found)
+    assert not isinstance(model.vision(batch["pixel_values"]).get("hidden_states"), torch.Tensor)
 
 
 def test_features_are_the_class_tokens(model):

@@ -5,8 +5,17 @@ import sys
 
 import pytest
 
+from datasets.image_text import Example
 from proxyfda.utils.errors import BadValue, NotInstalled
-from trainers.image_to_text.scores import caption_words, cider, normalised_answer, vqa_accuracy
+from trainers.image_to_text.data import Part
+from trainers.image_to_text.evaluation import scores
+from trainers.image_to_text.scores import (
+    caption_words,
+    cider,
+    ciders,
+    normalised_answer,
+    vqa_accuracy,
+)
 
 # -- words of captions ----------------------------------------------------------------------------
 
@@ -71,6 +80,24 @@ def test_case_and_punctuation_do_not_count():
 def test_what_cider_cannot_score(generated, references, message):
     with pytest.raises(BadValue, match=message):
         cider(generated, references)
+
+
+def family(*captions):
+    return Part([Example("", (caption,)) for caption in captions])
+
+
+def test_rarity_is_that_in_the_references_of_all_families():
+    """The name of a family, which each of its captions has, is what it is told by elsewhere."""
+    parts = {"toys": family("a toy dog", "a toy dog"), "signs": family("a sign", "a red sign")}
+    said = {"toys": ["a toy dog", "a sign dog"], "signs": ["a sign", "a red sign"]}
+    assert cider(said["toys"], [["a toy dog"]] * 2) == 0  # by themselves
+    found = scores(said, parts, "captioning")
+    flat = sum(said.values(), [])
+    each = ciders(flat, [[e.texts[0]] for part in parts.values() for e in part.examples])
+    assert found["toys"]["score"] == pytest.approx((each[0] + each[1]) / 2)
+    assert found["signs"]["score"] == pytest.approx((each[2] + each[3]) / 2)
+    assert each[0] == max(each) > each[1] > 0
+    assert [found[name]["exact"] for name in parts] == [50.0, 100.0]
 
 
 def test_cider_without_its_library(monkeypatch):

@@ -6,8 +6,9 @@ import torch
 pytest.importorskip("transformers")
 
 from datasets.bundled.git_model import FOLDER
+from datasets.image_text import Example
 from proxyfda.utils.errors import BadValue
-from trainers.image_to_text.data import Rendered
+from trainers.image_to_text.data import Part, Rendered
 from trainers.image_to_text.models import ImageToText
 from trainers.image_to_text.tuning import MODEL, tune
 
@@ -39,14 +40,16 @@ def test_terms_hold_back_what_they_are_on(tmp_path, part, before):
     pulled = moved(tmp_path / "pulled", part, before, regulariser="pointwise", weight=100.0)
     light = moved(tmp_path / "light", part, before, regulariser="l2sp", weight=1e-3)
     heavy = moved(tmp_path / "heavy", part, before, regulariser="l2sp", weight=100.0)
+    layers = moved(tmp_path / "layers", part, before, regulariser="ldifs", weight=1e4)
     assert pulled[0] < 0.3 * plain[0]  # features
+    assert layers[0] < 0.3 * plain[0]
     assert heavy[1] < light[1]  # weights
     assert light[1] == pytest.approx(plain[1], rel=0.2)
 
 
 def test_the_same_seed_tunes_the_same_model_and_writes_it(tmp_path, part, before):
     first = moved(tmp_path / "a", part, before, regulariser="proxy_fda")
-    again = moved(tmp_path / "b", part, before, regulariser="proxy_fda")
+    again = moved(tmp_path / "b", part, before, regulariser="proxy_fda", loader_workers=1)
     assert first == again
     written = ImageToText.load(tmp_path / "a" / MODEL)
     images = part.images[:16]
@@ -54,9 +57,11 @@ def test_the_same_seed_tunes_the_same_model_and_writes_it(tmp_path, part, before
     assert drift == pytest.approx(first[0], rel=1e-5)
 
 
-def test_a_regulariser_on_layers_is_refused(tmp_path, part):
-    with pytest.raises(BadValue, match="'ldifs' compares several layers"):
-        tune(ImageToText.load(FOLDER), part, str(tmp_path), regulariser="ldifs", **SETTINGS)
+def test_a_broken_image_is_one_sentence_from_a_worker_as_well(tmp_path):
+    (tmp_path / "half.png").write_bytes(b"half")
+    part = Part([Example(str(tmp_path / "half.png"), ("a red fruit",))])
+    with pytest.raises(BadValue, match="^the image .*half.png cannot be read [^\n]*$"):
+        tune(ImageToText.load(FOLDER), part, str(tmp_path), **SETTINGS, loader_workers=1)
 
 
 def test_every_caption_is_an_example_with_its_own_picture():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import proxyfda
-from proxyfda import FDA, L2SP, RKD, FrozenCopy, ProxyFDA, attach
+from proxyfda import FDA, L2SP, LDIFS, RKD, FrozenCopy, ProxyFDA, attach
 from proxyfda.utils.errors import BadType, BadValue, Unusable
 
 D, N = 6, 10
@@ -92,6 +92,35 @@ def test_gradients_are_those_of_the_hand_written_sum(name):
     assert list(handle.terms)[0] == (
         "loss" if name == "function" else f"loss_{name.split('_')[-1]}"
     )
+
+
+def layers_of(x):
+    return [x[:, :2], x]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_list_of_layers_is_compared_by_ldifs(together):
+    data = batches(2)
+
+    def term(x, anchors):
+        return LDIFS()(layers_of(x), layers_of(anchors))
+
+    def step(encoder, head, data):
+        losses = [F.cross_entropy(head(encoder(images)), labels) for images, labels in data]
+        sum(losses).backward()
+
+    want = by_hand(term, 70.0, data)
+    if together:  # the term is a mean over all rows
+        want = by_hand(term, 35.0, data)
+    more = {"features": layers_of, "together": together, "scale": 1.0}
+    handle, got = attached(LDIFS(), 70.0, data, step, **more)
+    same(got, want)
+    assert handle.terms["loss_ldifs"] > 0
+
+
+def test_relations_of_a_list_of_layers_are_refused():
+    with pytest.raises(BadValue, match="FDA relates samples of a batch"):
+        attached(FDA(k=3), 1.0, batches(), plain_step, features=layers_of)
 
 
 def test_several_batches_before_one_step_each_have_the_term():

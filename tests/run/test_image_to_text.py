@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import image_text_trees
@@ -40,7 +42,7 @@ def result(output, protocol, run, config, family="banners", seed=1):
 
 
 def test_captioning_end_to_end_with_the_table(tmp_path, capfd):
-    words = ["captioning", *FEW, "--output", str(tmp_path), "--methods", "naive,L2SP,FDA"]
+    words = ["captioning", *FEW, "--output", str(tmp_path), "--methods", "naive,L2SP,LDIFS,FDA"]
     assert script.main(words) == 0
     said = capfd.readouterr().out
     assert "Captioning, bundled, tuned on banners" in said
@@ -53,7 +55,7 @@ def test_captioning_end_to_end_with_the_table(tmp_path, capfd):
         (path / "seed1/model/model.safetensors").read_bytes()
         for path in (tmp_path / "captioning/banners").glob("*/*")
     ]
-    assert len(weights) == len(set(weights)) == 3  # each method has tuned in its own way
+    assert len(weights) == len(set(weights)) == 4  # each method has tuned in its own way
     assert fda["regulariser"] == {"name": "fda", "weight": 1.0}
     assert naive["probes"]["toys"]["classes"] == 16
     folder = tmp_path / "captioning" / "banners" / "FDAFineTune" / "bundled-weight_1" / "seed1"
@@ -63,7 +65,7 @@ def test_captioning_end_to_end_with_the_table(tmp_path, capfd):
     # what is complete is skipped
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert script.main(words) == 0
-    assert "4 of 4 jobs are complete already" in capfd.readouterr().out
+    assert "5 of 5 jobs are complete already" in capfd.readouterr().out
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
 
 
@@ -77,11 +79,11 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(tmp_path, mon
     assert call("whole") == 0
     batch, calls = ImageToText.batch, []
 
-    def stopped(self, *args):
+    def stopped(self, *args, **more):
         calls.append(args)
         if len(calls) == 5:  # the second epoch has begun, of three batches each
             raise KeyboardInterrupt
-        return batch(self, *args)
+        return batch(self, *args, **more)
 
     monkeypatch.setattr(ImageToText, "batch", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -127,17 +129,19 @@ def script_splits(protocol):
     ("words", "said"),
     [
         (["--methods", "LP-FT"], "LP-FT does not tune a model that speaks"),
-        (["--methods", "LDIFS"], "LDIFS does not tune a model that speaks"),
         (["--methods", "FDAA"], "there is no method 'FDAA'"),
         (["--tune-on", "banner"], "there is no family 'banner'"),
         (["--evaluate-on", "banners"], "only banners is asked about"),
         (["--lambdas", "-1"], "λ is -1"),
         (["--seeds", "one"], "SEEDS is 'one'"),
+        (["--seeds", ","], "SEEDS is ','"),
+        (["--lr", "inf"], "--lr is inf"),
         (["--epochs", "many"], "invalid int value: 'many'"),
         (["--workers", "0"], "WORKERS is 0"),
         (["--limit", "0"], "--limit is 0"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--test-split", "val2017"], "no split 'val2017'"),
+        (["--loader-workers", "-1"], "--loader-workers is -1"),
         (["--what"], "'--what' is no option of vqa.sh"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -170,6 +174,10 @@ def test_every_lambda_is_a_run_of_its_own(tmp_path, capfd):
     assert script.main([*words, "--dry-run"]) == 0
     said = capfd.readouterr().out
     assert "bundled-weight_3/seed2" in said and said.endswith("0 of 10 jobs are complete\n")
+    shown = next(line for line in said.splitlines() if line.strip().startswith("python -m"))
+    words = [sys.executable, *shlex.split(shown)[1:], "--epochs", "0"]
+    done = subprocess.run(words, cwd=SCRIPTS.parent, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: --epochs is 0; use at least 1\n"
 
 
 @pytest.mark.parametrize("name", ["captioning", "vqa"])

@@ -4,6 +4,8 @@ all families. What it knew before is a run of its own, of the method ``Pretraine
 from __future__ import annotations
 
 import argparse
+import math
+import multiprocessing
 import os
 import platform
 import shlex
@@ -16,14 +18,14 @@ from proxyfda.dassl import log_to, open_log, set_random_seed
 from proxyfda.experiments import folders, record
 from proxyfda.experiments.lock import folder_lock
 from proxyfda.names import PRETRAINED, split_run_name
-from proxyfda.utils.errors import BadValue
+from proxyfda.utils.errors import BadValue, show_user_errors
 from proxyfda.utils.files import writing
 from trainers.image_to_text.data import BUNDLED, CAPTIONING, VQA, source_of
 from trainers.image_to_text.loading import the_library
 
 __all__ = ["check_folder", "check_options", "main", "parser"]
 
-_FREE = ("output_dir", "data", "device")
+_FREE = ("output_dir", "data", "device", "loader_workers")
 """What may differ between two calls for one run."""
 
 
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=2e-4)
     add("--precision", default="fp32", choices=("fp32", "bf16"))
     add("--device", default="auto", choices=("auto", "cpu"))
+    add("--loader-workers", type=int, default=0, help="processes that read what is tuned on")
     add("--train-split", default="", help="train2017, train2014, karpathy_train, ...")
     add("--test-split", default="", help="val2017, karpathy_test, ...; of rendered: val")
     add("--kinds", default="", help="of VQAv2's files: answer_type or question_type, as families")
@@ -121,24 +124,29 @@ def _tuned(args, model, source) -> None:
         regulariser=split_run_name(args.method)[1],
         weight=args.weight,
         **{key: getattr(args, key) for key in
-           ("epochs", "batch_size", "lr", "seed", "accumulate", "precision", "device")},
+           ("epochs", "batch_size", "lr", "seed", "accumulate", "precision", "device",
+            "loader_workers")},
     )  # fmt: skip
 
 
 def _asked(args, model, source, families) -> dict:
     """The result but for the time."""
-    from trainers.image_to_text.evaluation import probe, score
+    from trainers.image_to_text.evaluation import probe, scores
 
-    scores, probes = {}, {}
-    for family in families:
-        scores[family] = score(model, source.part(family, "test"), args.protocol, batch_size=256)
+    parts = {family: source.part(family, "test") for family in families}
+    said, probes = {}, {}
+    for family, part in parts.items():
+        images = part.pixels(range(len(part.examples)))
+        said[family] = model.answers(part.examples, images, batch_size=256)
         train = source.labelled(family, "train")
         if train is not None:
             probes[family] = probe(model, train, source.labelled(family, "test"))
+    found = scores(said, parts, args.protocol)
+    for family in families:
         probed = f", linear probe {probes[family]['linear_probe']:.2f} %" if probes else ""
-        print(f"{family}: {scores[family]['score']:.2f}{probed}", flush=True)
-    return {**_described(args), "scores": scores, **({"probes": probes} if probes else {}),
-            "accuracy": scores[args.tune_on or families[0]]["exact"]}  # fmt: skip
+        print(f"{family}: {found[family]['score']:.2f}{probed}", flush=True)
+    return {**_described(args), "scores": found, **({"probes": probes} if probes else {}),
+            "accuracy": found[args.tune_on or families[0]]["exact"]}  # fmt: skip
 
 
 def _described(args) -> dict:
@@ -190,8 +198,15 @@ def check_options(args: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size", "accumulate"):
         if getattr(args, name) < 1:
             raise BadValue(f"--{name.replace('_', '-')} is {getattr(args, name)}; use at least 1")
-    if not args.lr > 0:
-        raise BadValue(f"--lr is {args.lr:g}; use more than 0")
+    if args.loader_workers < 0:
+        raise BadValue(f"--loader-workers is {args.loader_workers}; use at least 0")
+    if args.loader_workers and multiprocessing.get_start_method() != "fork":
+        raise BadValue(
+            f"--loader-workers is {args.loader_workers}, and processes do not fork on this system; "
+            "leave it out"
+        )
+    if not 0 < args.lr < math.inf:
+        raise BadValue(f"--lr is {args.lr:g}; use a finite number above 0")
 
 
 def check_folder(args: argparse.Namespace) -> None:
@@ -201,3 +216,11 @@ def check_folder(args: argparse.Namespace) -> None:
         AlreadyExists, BadValue: see :func:`proxyfda.experiments.folders.refuse_another`.
     """
     folders.refuse_another(args.output_dir, lambda: _compared(args))
+
+
+if __name__ == "__main__":
+    show_user_errors()
+    try:
+        main(parser().parse_args())
+    except argparse.ArgumentError as error:
+        raise BadValue(f"{error}; see --help") from None

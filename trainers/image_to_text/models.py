@@ -80,22 +80,23 @@ class ImageToText:
         for part in (self.model, self.tokenizer, self.image_processor):
             part.save_pretrained(folder)
 
-    def pixels(self, images):
-        """Images as the model takes them, [N, 3, H, W] in its type and on its device.
+    def pixels(self, images, device=None):
+        """Images as the model takes them, [N, 3, H, W] in its type.
 
         Args:
             images: PIL images, or pixels [N, 3, H, W] that were made before.
+            device: where they go; None: the model's.
         """
         if not isinstance(images, torch.Tensor):
             images = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return images.to(self.model.device, self.model.dtype)
+        return images.to(device or self.model.device, self.model.dtype)
 
     def features(self, images):
         """Pooled features [N, d] of the image encoder, without gradient."""
         with torch.no_grad():
             return pooled(self.vision(self.pixels(images))[0])
 
-    def batch(self, examples, images=None):
+    def batch(self, examples, images=None, device=None):
         """Inputs of the model to be trained on examples: ``model(**x.batch(examples))``.
 
         Only what is to be said counts in the loss: neither questions nor padding do.
@@ -104,9 +105,10 @@ class ImageToText:
             examples: list of N :class:`~datasets.image_text.Example`, of which the first text is
                 said (see :func:`~datasets.image_text.one_text_each`).
             images: see :meth:`pixels`; None: the files of the examples are read.
+            device: see :meth:`pixels`; ``cpu`` in the worker of a loader.
 
         Returns:
-            dict of tensors on the model's device; ``pixel_values`` [N, 3, H, W], ``labels`` and
+            dict of tensors; ``pixel_values`` [N, 3, H, W], ``labels`` and
             further ones [N, L].
 
         Raises:
@@ -116,8 +118,8 @@ class ImageToText:
         self.check(examples)
         questions = [example.question for example in examples]
         found = self.texts.training(questions, [example.texts[0] for example in examples])
-        found = {name: value.to(self.model.device) for name, value in found.items()}
-        return {"pixel_values": self.pixels(_images(examples, images)), **found}
+        found = {"pixel_values": self.pixels(_images(examples, images), device), **found}
+        return {name: value.to(device or self.model.device) for name, value in found.items()}
 
     def answers(self, examples, images=None, *, num_beams=1, max_new_tokens=20, batch_size=64):
         """What the model says to each example, without special tokens: always the same.

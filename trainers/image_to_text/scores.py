@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from proxyfda.utils.errors import BadValue, NotInstalled
 
-__all__ = ["caption_words", "cider", "normalised_answer", "vqa_accuracy"]
+__all__ = ["caption_words", "cider", "ciders", "normalised_answer", "vqa_accuracy"]
 
 # -- captions -------------------------------------------------------------------------------------
 
@@ -43,7 +43,13 @@ def caption_words(caption: str) -> list[str]:
 
 
 def cider(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D of captions, times 100 as papers print it; 1000 is the most.
+    """CIDEr-D of captions, times 100 as papers print it: the mean of :func:`ciders`."""
+    scores = ciders(generated, references)
+    return sum(scores) / len(scores)
+
+
+def ciders(generated: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D of each caption, times 100; 1000 is the most.
 
     Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", CVPR 2015, arXiv
     1411.5726, computed by ``pycocoevalcap`` (n-grams of 1 to 4 words, sigma 6, document frequencies
@@ -75,7 +81,7 @@ def cider(generated: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         wanted[i] = [words for words in (" ".join(caption_words(text)) for text in texts) if words]
         if not wanted[i]:
             raise BadValue(f"image {i} has no reference caption with a word in it; leave it out")
-    return 100.0 * float(Cider().compute_score(wanted, said)[0])
+    return [100.0 * float(score) for score in Cider().compute_score(wanted, said)[1]]
 
 
 # -- answers --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from contextlib import ExitStack
 
 import torch
 import transformers.trainer
@@ -13,7 +14,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from proxyfda.integrations.transformers import attach_to_trainer
 from proxyfda.regularisers import create, find
-from proxyfda.utils.errors import BadValue
+from proxyfda.utils.errors import UserError
+from trainers.image_to_text import layers
 from trainers.image_to_text.data import Part
 from trainers.image_to_text.models import ImageToText, pooled
 
@@ -81,29 +83,29 @@ def tune(
     accumulate: int = 1,
     precision: str = "fp32",
     device: str = "auto",
+    loader_workers: int = 0,
 ) -> None:
     """Tune image encoder and decoder; goes on from the last epoch that ``folder`` has.
 
     Args:
         model: is tuned in place, and written to ``folder/model`` at the end.
         part: to tune on.
-        regulariser: name of one on the image encoder's pooled features, or on its weights; empty:
-            none.
+        regulariser: name of one on the image encoder's pooled features, on its layers or on its
+            weights; empty: none.
         weight: λ.
         epochs, batch_size, lr, accumulate: of the ``Trainer``; AdamW, decayed linearly to nothing
             after a tenth of warm-up.
         seed: of the order of examples, and of what a regulariser draws.
         precision: ``fp32`` or ``bf16`` (autocast).
         device: ``cpu``, or ``auto`` for a GPU where there is one.
-
-    Raises:
-        BadValue: a regulariser that compares several layers.
+        loader_workers: processes that read images and texts; they change no number.
     """
     chosen = part.to_train_on()
     model.check(chosen.examples)
 
     def collate(places):
-        return model.batch([chosen.examples[i] for i in places], chosen.pixels(places))
+        examples = [chosen.examples[i] for i in places]
+        return model.batch(examples, chosen.pixels(places), device="cpu")  # the Trainer moves them
 
     checkpoints = os.path.join(folder, CHECKPOINTS)
     steps = -(-len(chosen.examples) // (batch_size * accumulate)) * epochs
@@ -128,36 +130,47 @@ def tune(
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
+            dataloader_num_workers=loader_workers,
         ),
         data_collator=collate,
         train_dataset=_Places(len(chosen.examples)),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Lines())
-    if regulariser:
-        torch.manual_seed(seed)
-        _regularise(trainer, model, regulariser, weight)
     last = get_last_checkpoint(checkpoints) if os.path.isdir(checkpoints) else None
     if last:
         print(f"going on from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    with ExitStack() as during:
+        if regulariser:
+            torch.manual_seed(seed)
+            _regularise(trainer, model, regulariser, weight, during)
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except UserError as error:
+            raise _own_sentence(error) from error
     model.model.eval()
     _write(model, os.path.join(folder, MODEL))
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _regularise(trainer: _Trainer, model: ImageToText, name: str, weight: float) -> None:
+def _regularise(
+    trainer: _Trainer, model: ImageToText, name: str, weight: float, during: ExitStack
+) -> None:
     kind = find(name)
-    if kind.takes_layers:
-        raise BadValue(
-            f"the regulariser {name!r} compares several layers, and features are one vector here; "
-            "use another one, such as fda"
-        )
     if kind.kind == "weights":
         trainer.weights_term, trainer.weight = kind(model.vision), weight
         return
     made = create(name, model.vision.config.hidden_size).to(model.model.device)
-    attach_to_trainer(trainer, model.vision, made, weight, features=pooled)
+    chosen: dict = {"features": pooled}
+    if kind.takes_layers:
+        during.enter_context(layers.handed_out(model.vision))
+        chosen = {"output": layers.OUTPUT, "features": layers.listed}
+    attach_to_trainer(trainer, model.vision, made, weight, **chosen)
+
+
+def _own_sentence(error: UserError) -> UserError:
+    """An error of a loader's worker, which torch makes again from its whole traceback as text."""
+    return type(error)(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip())
 
 
 def _write(model: ImageToText, folder: str) -> None:
