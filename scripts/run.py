@@ -160,6 +160,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "such as slurm_partition=gpu timeout_min=600",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="of frozen image features, keep none on the disk and read none",
+    )
     _add_reproduce(parser)
     only = parser.add_argument_group("of the protocol select")
     only.add_argument(
@@ -247,6 +252,8 @@ def _take_words(args: argparse.Namespace) -> None:
             f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "
             f"{WORDS[args.protocol]} [KEY VALUE ...]"
         )
+    if args.no_cache:
+        args.opts = [*words, "PROBE.CACHE", ""]
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:

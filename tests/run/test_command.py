@@ -81,6 +81,20 @@ def test_the_regulariser_may_be_given_for_all_plain_trainers(dry, monkeypatch):
     assert commands[2][commands[2].index("--regulariser") + 1] == "rkd"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["base2new", "CoOp", "dtd", "1"], ["fewshot", "CoOp", "dtd", "OPTIM.LR", "0.1"]],
+    ids=lambda words: words[0],
+)
+def test_no_cache_reaches_every_run(dry, words):
+    plain, without = dry(*words), dry(*words, "--no-cache")
+    for command in without[2]:
+        place = command.index("PROBE.CACHE")
+        assert command[place : place + 2] == ["PROBE.CACHE", ""]
+        del command[place : place + 2]
+    assert without[1:] == plain[1:]  # in the same folders
+
+
 def test_the_overlay_may_be_given_by_a_variable(dry, monkeypatch):
     monkeypatch.setenv("OVERLAY", "paper")
     _, _, commands = dry("base2new", "CoOp,FDAMaPLe", "dtd", "1")
