@@ -331,7 +331,8 @@ def main() -> int:
     args = parser.parse_args()
     if not osp.isdir(args.data):
         raise NotFound(
-            f"--data: {args.data} is no folder; python -m datasets.bundled --root {args.data} makes it"
+            f"--data: there is no folder {args.data}; python -m datasets.bundled --root "
+            f"{args.data} makes it"
         )
     names = list(known) if "all" in args.studies else args.studies
     datasets = args.datasets.split(",") if args.datasets else PROJECT.bundled_datasets

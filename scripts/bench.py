@@ -47,7 +47,8 @@ from proxyfda.backbones.clip import PRECISIONS, load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.config import default_config, load_config
 from proxyfda.names import trainer_and_regulariser
-from proxyfda.utils.errors import show_user_errors
+from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.suggest import did_you_mean
 from trainers.cocoop import ConditionalCLIP
 from trainers.coop_grid import CoOpGrid
 
@@ -84,6 +85,12 @@ def random_weights(backbone: str, folder: str) -> str:
     if backbone == BUNDLED:
         return "bundled"
     torch.manual_seed(0)
+    known = open_clip.list_models()
+    if backbone.replace("/", "-") not in known:
+        raise BadValue(
+            f"--backbone is {backbone!r}{did_you_mean(backbone, known)}; use {BUNDLED}, ViT-B/16 or"
+            " another name of open_clip.list_models()"
+        )
     model = open_clip.create_model(backbone.replace("/", "-"), pretrained=None)
     torch.save(model.state_dict(), osp.join(folder, "random.pt"))
     return osp.join(folder, "random.pt")

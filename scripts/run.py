@@ -483,10 +483,14 @@ def _launcher_options(pairs: list[str]) -> dict:
 
 def _render_bundled(args: argparse.Namespace) -> None:
     from datasets.bundled.build import SPLIT_FILE, render_all
+    from proxyfda.results.targets import check_folder, writing
 
+    check_folder("OUTPUT (--output)", args.output)  # not job by job
     folders = [name for name in args.used if name in PROJECT.rendered_datasets]
     if not all(osp.isfile(osp.join(args.data, name, SPLIT_FILE)) for name in folders):
-        render_all(args.data, folders)
+        check_folder("DATA (--data)", args.data)
+        with writing("DATA (--data)", args.data):
+            render_all(args.data, folders)
 
 
 def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:
