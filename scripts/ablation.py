@@ -20,12 +20,14 @@ from tabulate import tabulate
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # it is started from anywhere
 
+from counts import count, seeds
+
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.experiments.protocols import base2new_jobs
 from proxyfda.experiments.sweep import run
 from proxyfda.results.metrics import harmonic_mean
-from proxyfda.utils.errors import show_user_errors
+from proxyfda.utils.errors import NotFound, show_user_errors
 
 PROJECT = Project(ROOT, entry="train")
 SPACES = ("image", "text", "cross")
@@ -321,16 +323,20 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="folder with the bundled datasets")
     parser.add_argument("--output", default="output/ablation", help="where the runs are kept")
     parser.add_argument("--datasets", default="", help="names joined by commas (default: bundled)")
-    parser.add_argument("--seeds", default="1,2,3", help="joined by commas")
-    parser.add_argument("--workers", type=int, default=2, help="jobs at a time")
+    parser.add_argument("--seeds", type=seeds, default="1,2,3", help="joined by commas")
+    parser.add_argument("--workers", type=count, default=2, help="jobs at a time")
     parser.add_argument(
         "--tables-only", action="store_true", help="print what is there, run nothing"
     )
     args = parser.parse_args()
+    if not osp.isdir(args.data):
+        raise NotFound(
+            f"--data: there is no folder {args.data}; python -m datasets.bundled --root "
+            f"{args.data} makes it"
+        )
     names = list(known) if "all" in args.studies else args.studies
     datasets = args.datasets.split(",") if args.datasets else PROJECT.bundled_datasets
-    seeds = [int(seed) for seed in args.seeds.split(",")]
-    runs = Runs(datasets, seeds, osp.abspath(args.data), osp.abspath(args.output))
+    runs = Runs(datasets, args.seeds, osp.abspath(args.data), osp.abspath(args.output))
     code = 0
     for name in names:
         study = known[name]

@@ -39,6 +39,7 @@ sys.path[:0] = [ROOT, osp.join(ROOT, "scripts")]
 import open_clip
 import torch
 from bench_study import study
+from counts import count
 from tabulate import tabulate
 
 import train
@@ -46,7 +47,8 @@ from proxyfda.backbones.clip import PRECISIONS, load_clip
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.config import default_config, load_config
 from proxyfda.names import trainer_and_regulariser
-from proxyfda.utils.errors import show_user_errors
+from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.suggest import did_you_mean
 from trainers.cocoop import ConditionalCLIP
 from trainers.coop_grid import CoOpGrid
 
@@ -83,6 +85,12 @@ def random_weights(backbone: str, folder: str) -> str:
     if backbone == BUNDLED:
         return "bundled"
     torch.manual_seed(0)
+    known = open_clip.list_models()
+    if backbone.replace("/", "-") not in known:
+        raise BadValue(
+            f"--backbone is {backbone!r}{did_you_mean(backbone, known)}; use {BUNDLED}, ViT-B/16 or"
+            " another name of open_clip.list_models()"
+        )
     model = open_clip.create_model(backbone.replace("/", "-"), pretrained=None)
     torch.save(model.state_dict(), osp.join(folder, "random.pt"))
     return osp.join(folder, "random.pt")
@@ -352,11 +360,11 @@ def arguments() -> argparse.Namespace:
     add("--what", default="step,eval,memory", help="any of step, eval, memory (default: all)")
     add("--backbone", default="ViT-B/16", help=f"size of the encoders; {BUNDLED}: the bundled CLIP")
     add("--weights", default="", help="file for the backbone, in place of random weights")
-    add("--classes", type=int, default=50)
-    add("--batch", type=int, default=32, help="images in a training step")
-    add("--eval-batch", type=int, default=100, help="images in a batch of the evaluation")
+    add("--classes", type=count, default=50)
+    add("--batch", type=count, default=32, help="images in a training step")
+    add("--eval-batch", type=count, default=100, help="images in a batch of the evaluation")
     add("--grid", type=int, default=0, help="settings of CoOp in one pass, the trainers in turn")
-    add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
+    add("--rounds", type=count, default=5, help="measured runs of each, after one that warms up")
     add("--prec", default="fp32", choices=PRECISIONS)
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     add(
@@ -372,9 +380,9 @@ def arguments() -> argparse.Namespace:
         "--against", default="", metavar="PATH", help="another checkout, run in turns with this one"
     )
     whole.add_argument("--seeds", default="1", help="joined by commas")
-    whole.add_argument("--shots", type=int, default=16, help="training images of each class")
-    whole.add_argument("--tested", type=int, default=20, help="test images of each class")
-    whole.add_argument("--epochs", type=int, default=2)
+    whole.add_argument("--shots", type=count, default=16, help="training images of each class")
+    whole.add_argument("--tested", type=count, default=20, help="test images of each class")
+    whole.add_argument("--epochs", type=count, default=2)
     add("--memory-of", choices=["step", "bare"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.what = args.what.split(",")

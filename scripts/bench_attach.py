@@ -22,6 +22,7 @@ from typing import Callable
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 import torch
+from counts import count
 from tabulate import tabulate
 from torch import nn
 from torchvision.models import vit_b_16
@@ -110,12 +111,12 @@ def main() -> int:
     )
     add = parser.add_argument
     kinds = [name for name in names() if find(name).kind != "weights"]
-    add("--batch", type=int, nargs="+", default=[8, 16])
+    add("--batch", type=count, nargs="+", default=[8, 16])
     add("--regulariser", default="proxy_fda", choices=kinds, metavar="NAME", help=", ".join(kinds))
-    add("--rounds", type=int, default=5, help="measured steps of each, after one that warms up")
-    add("--depth", type=int, default=12, help="blocks of the ViT")
-    add("--size", type=int, default=224, help="side of the images")
-    add("--threads", type=int, default=1)
+    add("--rounds", type=count, default=5, help="measured steps of each, after one that warms up")
+    add("--depth", type=count, default=12, help="blocks of the ViT")
+    add("--size", type=count, default=224, help="side of the images")
+    add("--threads", type=count, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -41,6 +41,7 @@ from bench import (
     step,
     take_turns,
 )
+from counts import count
 from tabulate import tabulate
 
 import train
@@ -177,11 +178,11 @@ def arguments() -> argparse.Namespace:
     add("--what", default="step,memory", help="step, memory or both (default)")
     add("--backbone", default="ViT-B/32", help=f"the encoder; {BUNDLED}: the bundled CLIP")
     add("--weights", default="", help="file for the backbone, in place of random weights")
-    add("--classes", type=int, default=100)
-    add("--batch", type=int, default=32, help="images in a step")
-    add("--rounds", type=int, default=5, help="measured runs of each, after one that warms up")
+    add("--classes", type=count, default=100)
+    add("--batch", type=count, default=32, help="images in a step")
+    add("--rounds", type=count, default=5, help="measured runs of each, after one that warms up")
     add("--prec", default="fp32", choices=["fp32", "amp", "bf16"])
-    add("--threads", type=int, default=1, help="CPU threads")
+    add("--threads", type=count, default=1, help="CPU threads")
     add("--opt", dest="opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
         help="option of the config, for all methods; may be repeated")  # fmt: skip
     add("--memory-of-one", action="store_true", help=argparse.SUPPRESS)

@@ -20,6 +20,7 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 import torch
 from bench import peak_memory
+from counts import count
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
@@ -74,11 +75,11 @@ def main() -> int:
     )
     add = parser.add_argument
     add("regularisers", nargs="+", choices=relational, metavar="NAME", help=", ".join(relational))
-    add("--classes", type=int, nargs="+", default=[50, 200, 1000, 4096])
-    add("--batch", type=int, default=64, help="images")
-    add("--dim", type=int, default=512, help="dimension of the features")
-    add("--rounds", type=int, default=5, help="measured steps of each, after one that warms up")
-    add("--threads", type=int, default=1)
+    add("--classes", type=count, nargs="+", default=[50, 200, 1000, 4096])
+    add("--batch", type=count, default=64, help="images")
+    add("--dim", type=count, default=512, help="dimension of the features")
+    add("--rounds", type=count, default=5, help="measured steps of each, after one that warms up")
+    add("--threads", type=count, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []

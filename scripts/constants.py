@@ -25,6 +25,7 @@ import sys
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 import torch
+from counts import count
 from tabulate import tabulate
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ from proxyfda.diagnostics import neighbour_overlap
 from proxyfda.neighbours import Relations
 from proxyfda.regularisers.constants import LearnedConstants, eq2_row_losses
 from proxyfda.regularisers.relations import relation_loss
-from proxyfda.utils.errors import BadValue, show_user_errors
+from proxyfda.utils.errors import BadValue, NotFound, show_user_errors
 
 CHOICES = ["literal", "boundary", "balanced", "derived", "learned", "learned on frozen", "frozen"]
 
@@ -110,6 +111,23 @@ def measure(choice: str, frozen: torch.Tensor, k: int, steps: int, rate: float) 
     return [*found, kept, F.cosine_similarity(frozen, tuned).mean().item()]
 
 
+def features_of(path: str) -> object:
+    """What a file of ``torch.save`` holds.
+
+    Raises:
+        NotFound: there is none.
+        BadValue: it is damaged, or of another kind.
+    """
+    if not osp.isfile(path):
+        raise NotFound(f"--features: there is no file {path}; save features [N, d] by torch.save")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch's, pickle's or the archive's
+        raise BadValue(
+            f"--features: {path} is damaged or no file of torch.save; save features [N, d] by it"
+        ) from None
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -117,15 +135,15 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--features", metavar="FILE", help="frozen features [N, d] by torch.save; None: random")
-    add("--k", type=int, default=8)
-    add("--seeds", type=int, default=3, help="draws of random features")
-    add("--steps", type=int, default=600, help="of Adam, learning rate 0.003")
+    add("--k", type=count, default=8)
+    add("--seeds", type=count, default=3, help="draws of random features")
+    add("--steps", type=count, default=600, help="of Adam, learning rate 0.003")
     add("--rate", type=float, default=1e-3, help="learning rate of learned constants")
-    add("--threads", type=int, default=1)
+    add("--threads", type=count, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.features:
-        found = torch.load(args.features, map_location="cpu", weights_only=True)
+        found = features_of(args.features)
         if not isinstance(found, torch.Tensor) or found.dim() != 2 or len(found) < 4:
             raise BadValue(f"{args.features} has no matrix of at least 4 features; save [N, d].")
         drawn = [F.normalize(found.float(), dim=1)]

@@ -158,6 +158,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "such as slurm_partition=gpu timeout_min=600",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="of frozen image features, keep none on the disk and read none",
+    )
     _add_reproduce(parser)
     only = parser.add_argument_group("of the protocol select")
     only.add_argument(
@@ -245,6 +250,8 @@ def _take_words(args: argparse.Namespace) -> None:
             f"{words[0]!r} is one word too many; the usage is {args.protocol}.sh "
             f"{WORDS[args.protocol]} [KEY VALUE ...]"
         )
+    if args.no_cache:
+        args.opts = [*words, "PROBE.CACHE", ""]
 
 
 def _add_reproduce(parser: argparse.ArgumentParser) -> None:
@@ -463,10 +470,15 @@ def _launcher_options(pairs: list[str]) -> dict:
 
 def _render_bundled(args: argparse.Namespace) -> None:
     from datasets.bundled.build import SPLIT_FILE, render_all
+    from proxyfda.results.targets import check_folder
+    from proxyfda.utils.files import writing
 
+    check_folder("OUTPUT (--output)", args.output)  # not job by job
     folders = [name for name in args.used if name in PROJECT.rendered_datasets]
     if not all(osp.isfile(osp.join(args.data, name, SPLIT_FILE)) for name in folders):
-        render_all(args.data, folders)
+        check_folder("DATA (--data)", args.data)
+        with writing(within=args.data):
+            render_all(args.data, folders)
 
 
 def _show_results(args: argparse.Namespace, jobs: list[Job]) -> None:

@@ -14,16 +14,33 @@ tagged. Proper names are left out.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from pathlib import Path
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from proxyfda.utils.errors import NotFound, show_user_errors
+
 KINDS = {"05": "animal", "06": "artifact", "13": "food", "17": "object", "20": "plant"}
+
+
+def text_of(folder: Path, name: str) -> str:
+    """A file of the database.
+
+    Raises:
+        NotFound: there is none.
+    """
+    if not (folder / name).is_file():
+        raise NotFound(f"there is no {name} in {folder}; give the folder dict of WordNet 3.1")
+    return (folder / name).read_text(encoding="latin-1")
 
 
 def spelled(folder: Path) -> dict[tuple[str, str], str]:
     """(offset of a synset, noun in lower case) -> the noun as it is spelled."""
     found = {}
-    for line in (folder / "data.noun").read_text(encoding="latin-1").splitlines():
+    for line in text_of(folder, "data.noun").splitlines():
         if not line.startswith("  "):  # the licence
             offset, _, _, count, *rest = line.split(" ")
             for word in rest[: 2 * int(count, 16) : 2]:
@@ -34,7 +51,7 @@ def spelled(folder: Path) -> dict[tuple[str, str], str]:
 def nouns(folder: Path) -> list[str]:
     """The names, sorted."""
     words, found = spelled(folder), set()
-    for line in (folder / "index.sense").read_text(encoding="latin-1").splitlines():
+    for line in text_of(folder, "index.sense").splitlines():
         key, offset, sense, tagged = line.split()
         lemma, _, rest = key.partition("%")
         speech, kind = rest.split(":")[:2]
@@ -48,17 +65,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DICT")
     folder = parser.parse_args().folder
-    licence = next(p / "LICENSE" for p in (folder, folder.parent) if (p / "LICENSE").is_file())
     names = nouns(folder)
+    beside = folder if (folder / "LICENSE").is_file() else folder.parent
+    licence = text_of(beside, "LICENSE")
     print(
         f"# {len(names)} common nouns for things that can be photographed, from WordNet 3.1\n"
         "# (https://wordnet.princeton.edu), made by scripts/vocabulary.py, which says how they\n"
         "# were chosen. WordNet's licence, which covers this list:\n#"
     )
-    for line in licence.read_text().strip().splitlines():
+    for line in licence.strip().splitlines():
         print(f"# {line.strip()}".rstrip())
     print(*names, sep="\n")
 
 
 if __name__ == "__main__":
+    show_user_errors()
     main()

@@ -25,8 +25,9 @@ from proxyfda.experiments.project import Project
 from proxyfda.names import method_title
 from proxyfda.results.drawing import save_figure
 from proxyfda.results.names import title_of
+from proxyfda.results.targets import check_folder
 from proxyfda.utils.errors import BadValue, NotFound
-from proxyfda.utils.files import write_text
+from proxyfda.utils.files import write_text, writing
 
 CORRELATE = "correlate"
 _FEW = 8
@@ -45,8 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [CORRELATE]:
-        return _correlate(_correlate_parser().parse_args(words[1:]))
-    return _compare(_parser().parse_args(words))
+        args = _correlate_parser().parse_args(words[1:])
+        args.out = args.out or osp.join(args.output, layout.DIAGNOSIS)
+        run = _correlate
+    else:
+        args, run = _parser().parse_args(words), _compare
+    check_folder("--out", args.out)
+    with writing(within=args.out):
+        return run(args)
 
 
 # -- two models -----------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ def _draw(
 
 def _correlate(args: argparse.Namespace) -> int:
     project = _project(args)
-    out = args.out or osp.join(args.output, layout.DIAGNOSIS)
+    out = args.out
     points = measure_runs(
         args.output,
         lambda dataset: _sample(args, project.dataset_config(dataset)),

@@ -171,6 +171,9 @@ def _start_worker(device: str, threads: int, parent: int) -> None:
 def _leave(*_) -> None:
     # Not by an exception: the executor would take it for the job's and go on.
     lock.release_all()
+    # Those that read images: left alone they would stay for seconds, and print that we are gone.
+    for child in multiprocessing.active_children():
+        child.kill()
     _give_semaphores_back()
     os._exit(1)
 

@@ -16,6 +16,7 @@ import yaml
 from proxyfda.benchmarks import BUNDLED, BUNDLED_TASKS
 from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name, tunes_end_to_end
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.suggest import did_you_mean
 
 # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
 _CONFIGS_OF_ZERO_SHOT = "CoOp"
@@ -168,8 +169,13 @@ class Project:
             return osp.abspath(dataset)
         path = self._path("datasets", f"{dataset}.yaml")
         if not osp.isfile(path):
-            known = ", ".join(_yaml_files(osp.dirname(path)))
-            raise NotFound(f"no dataset {dataset!r}; use one of {known}, or a YAML file of yours")
+            folder = osp.dirname(path)
+            known = _yaml_files(folder)
+            use = f"one of {', '.join(known)}, or a YAML file of yours" if known else "a YAML file"
+            raise NotFound(
+                f"no dataset {dataset!r}{did_you_mean(dataset, known)}; use {use}"
+                + ("" if known else f" ({folder} has none)")
+            )
         return path
 
     def dataset_name(self, dataset: str) -> str:

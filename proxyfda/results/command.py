@@ -150,16 +150,21 @@ def _form(args):
     """The form of the tables; files that cannot be written are refused here, before any work.
 
     Raises:
-        BadValue: the ending of ``--output`` says no form, or it is the page's file.
+        BadValue: the ending of ``--output`` says no form, it is the page's file, or the page has
+            the ending of a table.
         UserError: see :func:`~proxyfda.results.targets.check_file`.
     """
     for flag, path in (("--output", args.output), ("--html", args.html)):
         if path is not None:
             check_file(flag, path)
+    if args.html and args.output and os.path.abspath(args.html) == os.path.abspath(args.output):
+        raise BadValue(f"--output and --html are both {args.output}; give each a file of its own")
+    if args.html and os.path.splitext(args.html)[1].lower() in _SUFFIXES:
+        raise BadValue(
+            f"--html is {args.html}, but writes a page; name it .html, or use --output for tables"
+        )
     if args.output is None:
         return args.form or "text"
-    if args.html is not None and os.path.abspath(args.html) == os.path.abspath(args.output):
-        raise BadValue(f"--output and --html are both {args.output}; give each a file of its own")
     ending = os.path.splitext(args.output)[1].lower()
     if args.form is None and ending not in _SUFFIXES:
         raise BadValue(

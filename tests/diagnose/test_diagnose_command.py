@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from proxyfda.diagnose import command
 from proxyfda.diagnose.command import _names, main
 from proxyfda.diagnose.encoders import encode, load_encoder
 from proxyfda.diagnose.samples import read_sample
@@ -284,3 +285,18 @@ FRUITS_OF = ["--datasets", "bundled_fruits"]
 def test_bad_input_is_one_sentence(words, message, bundled_data, tmp_path):
     with pytest.raises(UserError, match=message):
         main([*words, "--root", str(bundled_data), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("words", [[*TWO, *FRUITS_OF], ["correlate", "docs"]], ids=["two", "sweep"])
+def test_out_that_cannot_be_made_is_refused_before_any_work(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_project", lambda args: pytest.fail("too late"))
+    (tmp_path / "taken").write_text("mine")
+    for out in ("taken", "taken/below"):
+        with pytest.raises(UserError, match="--out: .* cannot be written, since .* is no folder"):
+            main([*words, "--out", str(tmp_path / out)])
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_folder_that_nothing_can_be_made_in_is_one_sentence(bundled_data):
+    with pytest.raises(UserError, match="--out: /proc/here cannot be (written|used)"):
+        main([*TWO, *FRUITS_OF, "--root", str(bundled_data), "--out", "/proc/here"])

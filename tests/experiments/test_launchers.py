@@ -114,6 +114,27 @@ def test_a_worker_that_is_ended_leaves_no_semaphore_behind(leave):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_worker_that_is_ended_takes_those_that_read_images_along():
+    code = (
+        "import multiprocessing, time\n"
+        "from proxyfda.experiments import launchers\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "child.start()\n"
+        "print(child.pid, flush=True)\n"
+        "launchers._leave()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=60
+    )
+    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    # Gone, or waiting for the system to take it away.
+    deadline = time.monotonic() + 20
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.05)
+
+
 def test_processes_of_a_worker_do_not_see_ctrl_c_from_the_first_one_on():
     code = (
         "import multiprocessing, re, signal, time\n"

@@ -240,3 +240,11 @@ def test_a_host_s_file_leaves_the_regulariser_to_overlays(path):
 
 def test_hosts_come_as_published():
     assert PROJECT.hosts == ["CoOp", "CoCoOp", "MaPLe", "PromptSRC"]
+
+
+def test_an_unknown_dataset_is_told_with_what_there_is(tmp_path):
+    with pytest.raises(NotFound, match=r"\(did you mean 'oxford_pets'\?\); use one of"):
+        PROJECT.dataset_config("oxford_pest")
+    empty = Project(str(tmp_path), entry="train")
+    with pytest.raises(NotFound, match=r"no dataset 'x'; use a YAML file \(.*datasets has none\)$"):
+        empty.dataset_config("x")

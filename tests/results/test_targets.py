@@ -69,9 +69,9 @@ def test_a_folder_that_may_not_be_written_to(output, tmp_path, unread):
 def test_a_place_of_the_system_that_takes_no_file(output, unread):
     if not os.path.isdir("/proc/self"):
         pytest.skip("there is no /proc")
-    for flag in ("--html", "--output"):
-        with pytest.raises(UserError, match=f"{flag}: /proc/x.md cannot be written"):
-            main([str(output), flag, "/proc/x.md"])
+    for flag, path in (("--html", "/proc/x.html"), ("--output", "/proc/x.md")):
+        with pytest.raises(UserError, match=f"{flag}: {path} cannot be written"):
+            main([str(output), flag, path])
 
 
 @pytest.mark.parametrize("flag", ["--output", "--html", "--out"])
@@ -88,10 +88,11 @@ def test_a_full_disk_leaves_what_was_there(output, tmp_path, monkeypatch, flag):
             figures.main([str(output), flag, str(place)])
         assert not list(place.iterdir())
         return
-    (place / "x.md").write_text("before")
-    with pytest.raises(UserError, match="x.md cannot be written: the disk is full"):
-        main([str(output), flag, str(place / "x.md")])
-    assert [(p.name, p.read_text()) for p in place.iterdir()] == [("x.md", "before")]
+    name = "x.html" if flag == "--html" else "x.md"
+    (place / name).write_text("before")
+    with pytest.raises(UserError, match=f"{name} cannot be written: the disk is full"):
+        main([str(output), flag, str(place / name)])
+    assert [(p.name, p.read_text()) for p in place.iterdir()] == [(name, "before")]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,12 @@ def test_the_form_may_be_said_instead_and_capitals_are_endings_too(output, tmp_p
     assert r"\begin{tabular}" in (tmp_path / "T.TEX").read_text()
     main([str(output), "--output", str(tmp_path / "t.txt")])
     assert (tmp_path / "t.txt").read_text().startswith("Base-to-new, 16 shots\n")
+
+
+def test_a_page_does_not_take_the_ending_of_a_table(output, tmp_path, unread):
+    with pytest.raises(UserError, match="--html is .*x.md, but writes a page; name it .html"):
+        main([str(output), "--html", str(tmp_path / "x.md")])
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_page_and_table_in_one_file(output, tmp_path, unread):

@@ -81,6 +81,20 @@ def test_the_regulariser_may_be_given_for_all_plain_trainers(dry, monkeypatch):
     assert commands[2][commands[2].index("--regulariser") + 1] == "rkd"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["base2new", "CoOp", "dtd", "1"], ["fewshot", "CoOp", "dtd", "OPTIM.LR", "0.1"]],
+    ids=lambda words: words[0],
+)
+def test_no_cache_reaches_every_run(dry, words):
+    plain, without = dry(*words), dry(*words, "--no-cache")
+    for command in without[2]:
+        place = command.index("PROBE.CACHE")
+        assert command[place : place + 2] == ["PROBE.CACHE", ""]
+        del command[place : place + 2]
+    assert without[1:] == plain[1:]  # in the same folders
+
+
 def test_the_overlay_may_be_given_by_a_variable(dry, monkeypatch):
     monkeypatch.setenv("OVERLAY", "paper")
     _, _, commands = dry("base2new", "CoOp,FDAMaPLe", "dtd", "1")
@@ -159,3 +173,14 @@ def test_base2new_ends_with_the_table_of_what_it_ran(tmp_path, capsys, monkeypat
     numbers = ["81.00", "±", "1.41", "42.00", "±", "2.83", "55.32"]
     assert ["CoOp", *numbers] in [row[:8] for row in rows]
     assert "MaPLe" not in printed and "EuroSAT" not in printed and "11.00" not in printed
+
+
+@pytest.mark.parametrize("flag", ["--output", "--data"])
+def test_a_file_where_a_folder_is_meant_is_told_before_any_job(tmp_path, monkeypatch, flag):
+    monkeypatch.setattr(command_line.sweep, "run", lambda *jobs, **where: pytest.fail("too late"))
+    (tmp_path / "taken").write_text("mine")
+    folders = {"--data": str(tmp_path / "data"), "--output": str(tmp_path / "output")}
+    words = [word for pair in {**folders, flag: str(tmp_path / "taken")}.items() for word in pair]
+    with pytest.raises(OSError, match=rf"{flag[2:].upper()} \({flag}\): .*taken cannot be written"):
+        command_line.main(["base2new", "CoOp", "bundled_fruits", "1", *words])
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
