@@ -31,14 +31,14 @@ for line in sys.stdin:
 ' 2>/dev/null
 }
 
-# --help: what the script says of itself. Only scripts of Python ones with options go on, to the list
-# of these, and only where nothing has to be set up for that.
+# --help: what the script says of itself. Scripts that hand over to a program in Python go on, to its
+# list of options, and only where nothing has to be set up for that.
 _helps=
 case " $* " in
     *" --help "* | *" -h "*)
         _helps=yes
         sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "$0"
-        grep -Eq 'scripts/(run|image_to_text)\.py' "$0" || exit 0
+        grep -q 'exec "$PYTHON" "$ROOT/scripts/\|scripts/run\.py' "$0" || exit 0
         ;;
 esac
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from proxyfda.utils.errors import BadValue, NotFinite
+from proxyfda.utils.finite import all_finite
 
 __all__ = [
     "ArchiveDict", "cached", "first_line", "mismatches", "quiet_transformers",
@@ -75,7 +76,7 @@ def read_state_dict(path: Path, what: str = "CLIP checkpoint") -> dict[str, Tens
     if all(key.startswith("module.") for key in state):
         state = type(state)((key[len("module.") :], value) for key, value in state.items())
     for key, value in state.items():
-        if isinstance(value, Tensor) and not torch.isfinite(value).all():
+        if isinstance(value, Tensor) and not all_finite(value):
             raise NotFinite(
                 f"{path} has weights that are infinite or NaN ({key}); fetch it again or set "
                 "MODEL.BACKBONE.WEIGHTS to another file."

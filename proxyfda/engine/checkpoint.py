@@ -14,6 +14,7 @@ import torch
 
 from proxyfda.utils.errors import BadValue, NotFinite, NotFound, Unusable
 from proxyfda.utils.files import write_atomically, write_binary, write_text
+from proxyfda.utils.finite import all_finite
 
 from .optim import fast_forward, steps_taken
 
@@ -122,7 +123,7 @@ def check_finite(weights, what, remedy="delete it or restore it from a copy"):
     bad = [
         name
         for name, value in weights.items()
-        if value.is_floating_point() and not torch.isfinite(value).all()
+        if value.is_floating_point() and not all_finite(value)
     ]
     if bad:
         more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""

@@ -43,6 +43,7 @@ from proxyfda.utils.errors import (
     UserError,
 )
 from proxyfda.utils.files import write_binary
+from proxyfda.utils.finite import all_finite
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.utils.templates import check_template
 from proxyfda.vocabulary import names_without, read_vocabulary
@@ -613,7 +614,7 @@ class RegularisedTrainer(BalancedBatches):
                 raise TypeError("it is no state of a regulariser")
         except Exception as error:  # torch raises half a dozen kinds
             raise _damaged(path, error) from error
-        bad = [key for key, value in _tensors(found["state"]) if not torch.isfinite(value).all()]
+        bad = [key for key, value in _tensors(found["state"]) if not all_finite(value)]
         if bad:
             raise _damaged(path, NotFinite(f"{bad[0]} is infinite or NaN"))
         return found

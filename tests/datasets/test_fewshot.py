@@ -187,7 +187,7 @@ class TestCache:
         monkeypatch.setattr(os, "replace", full)
         assert names(Toy(make_cfg(toy_root, 2)).train_x) == self.before
         assert os.listdir(path.parent) == []
-        assert "No space left" in capsys.readouterr().out
+        assert "the disk is full" in capsys.readouterr().out
 
 
 class TestUnchangedImageNet:

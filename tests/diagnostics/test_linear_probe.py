@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from proxyfda.diagnostics import choose_linear_probe, fit_linear_probe
@@ -26,10 +25,11 @@ def centred(logits):
 @pytest.mark.parametrize("strength", [1e-2, 1e-4])
 @pytest.mark.parametrize("normalise", [True, False], ids=["unit", "as they are"])
 def test_the_minimum_is_scikit_learns(strength, normalise):
+    linear_model = pytest.importorskip("sklearn.linear_model")
     x, labels = data(120, 1)
     queries, wanted = data(80, 2)
     ready, asked = (F.normalize(t, dim=1) if normalise else t for t in (x, queries))
-    theirs = LogisticRegression(C=1 / (strength * len(x)), tol=1e-8, max_iter=5000)
+    theirs = linear_model.LogisticRegression(C=1 / (strength * len(x)), tol=1e-8, max_iter=5000)
     theirs.fit(ready.numpy(), labels.numpy())
     ours = fit_linear_probe(x, labels, strength=strength, normalise=normalise)
     expected = torch.tensor(theirs.decision_function(asked.numpy()))

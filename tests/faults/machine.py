@@ -8,6 +8,8 @@ thread of their own writes them at any time.
 The child is forked, so that what the tests have imported need not be imported again.
 """
 
+from __future__ import annotations
+
 import errno
 import io
 import json

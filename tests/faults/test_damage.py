@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scenes import EPOCHS, Scenes, left_in
 
+import proxyfda.experiments.run
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import LOCK, OWNER
@@ -277,12 +279,24 @@ def test_nothing_sound_to_resume_is_refused(run, trained, tmp_path):
 # -- folders ------------------------------------------------------------------------------------
 
 
-def test_a_run_that_was_not_built_claims_nothing(run, tmp_path):
+def test_a_run_that_was_not_built_claims_nothing(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(UserError):
         run(out, "CoOp", *EPOCHS, "MODEL.BACKBONE.WEIGHTS", "/nowhere.pt")
     assert not list(out.iterdir())  # as it was
+
+    def interrupted(cfg):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(proxyfda.experiments.run, "build_trainer", interrupted)
+        run(out, "CoOp", "OPTIM.MAX_EPOCH", "7")
+    (out / "curves.csv").write_text("tag,step,value\n")
+    (out / "wandb-id").write_text("of the other run")
+    assert "MAX_EPOCH: 7" in (out / "config.yaml").read_text()
     run(out, "CoOp", *EPOCHS)
+    assert "MAX_EPOCH: 7" not in (out / "config.yaml").read_text()
+    assert not {"curves.csv", "wandb-id"} & set(os.listdir(out))
     with pytest.raises(FileExistsError, match="MODEL.INIT_WEIGHTS is '' there and 'x.pt' here"):
         run(out, "CoOp", *EPOCHS, "MODEL.INIT_WEIGHTS", "x.pt")
 

@@ -70,6 +70,9 @@ def test_passes_taken_together_are_one_batch():
     assert monitor.batches == 1
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("1."), reason="older versions make other operations of the same"
+)
 @pytest.mark.parametrize("weight", [0.5, 0.0], ids=["regularised", "plain"])
 def test_batches_that_are_not_looked_at_cost_nothing(weight):
     counts = []

@@ -132,7 +132,7 @@ def test_estimate_needs_no_data(capsys):
         (["reproduce", "--seconds-per-step", "1"], "--seconds-per-step is for --estimate"),
         (
             ["reproduce", "--estimate", "--seconds-per-step", "0"],
-            "--seconds-per-step is 0; use more than 0",
+            "--seconds-per-step is 0; use a finite number above 0",
         ),
         (["reproduce", "--overlay", "paper"], "take the place of a choice; add --no-select"),
         (["select", "FDACoOp", "dtd", "--estimate"], "--estimate is not for select; leave it"),

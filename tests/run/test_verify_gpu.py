@@ -162,11 +162,11 @@ def test_a_trainer_that_is_wrong_on_the_device(fault, kit, monkeypatch):
 @pytest.mark.parametrize("lost", ["optimiser", "random numbers"])
 def test_a_resume_that_loses_something(lost, kit, monkeypatch):
     if lost == "optimiser":
-        real = proxyfda.engine.trainer.restore_from_folder
+        real = proxyfda.engine.trainer.restore
         monkeypatch.setattr(
             proxyfda.engine.trainer,
-            "restore_from_folder",
-            lambda folder, model, optimiser, schedule: real(folder, model, None, schedule),
+            "restore",
+            lambda state, path, model, _, schedule: real(state, path, model, None, schedule),
         )
     else:
         monkeypatch.setattr(proxyfda.engine.trainer, "set_rng_state", lambda state: None)

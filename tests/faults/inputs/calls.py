@@ -82,7 +82,7 @@ def verdict(case, place):
         return f"{type(error).__name__}: {said}"
     if not said or "\n" in said or "Traceback" in said:
         return f"no single sentence: {said!r}"
-    if len(said) > 800:
+    if len(said) > 1000:
         return f"{len(said)} characters: {said[:200]}"
     if case.names.lower() not in said.lower():
         return f"does not name {case.names!r}: {said}"

@@ -420,6 +420,7 @@ def flag_cases():
         ("--load-epoch x", "--load-epoch"),
         ("--alpha x", "--alpha"),
         ("--alpha 0.5", "--alpha"),
+        ("--no-cash", "--no-cash"),
         ("--protocol other", "other"),
         ("--probe nowhere.yaml", "nowhere.yaml"),
         ("--workers 3", "--workers"),
