@@ -179,6 +179,7 @@ def test_every_lambda_is_a_run_of_its_own(tmp_path, capfd, monkeypatch):
     _, _, module, *words = shlex.split(shown)
     monkeypatch.setattr(sys, "argv", [module, *words, "--epochs", "0"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.delitem(sys.modules, module)  # run_module warns otherwise
     with pytest.raises(BadValue, match="--epochs is 0"):
         runpy.run_module(module, run_name="__main__")
 
