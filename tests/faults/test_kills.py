@@ -15,8 +15,8 @@ POINTS = {
     "CoOp": (55, 4),
     "best model": (105, 2),
     "two models": (120, 1),
-    "grid": (105, 2),
-    "sweep": (150, 1),
+    "grid": (110, 2),
+    "sweep": (185, 1),
 }
 
 pytestmark = forks
