@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datasets.entry import ArrayDatum, Entry
 from datasets.ldifs import cut
-from datasets.split import SplitDataset, check_parts
+from datasets.split import SplitDataset
+from datasets.split_file import check_parts
 from proxyfda.dassl import ENGINE
 from proxyfda.utils.errors import BadValue, NotFound
 

@@ -7,7 +7,7 @@ import os
 from datasets.entry import Counts, Entry
 from datasets.ldifs import cut
 from datasets.make_split import FolderDataset, read_rows
-from datasets.split import check_parts
+from datasets.split_file import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 from proxyfda.utils.templates import TEMPLATES
 

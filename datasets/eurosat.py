@@ -6,7 +6,7 @@ import os
 
 from datasets.entry import PARTS, Counts, Entry
 from datasets.make_split import FolderDataset, class_folders, report_skipped
-from datasets.split import check_parts
+from datasets.split_file import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 from proxyfda.utils.templates import TEMPLATES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasets.entry import PARTS, Counts, Entry
 from datasets.make_split import AnnotatedDataset
-from datasets.split import check_parts
+from datasets.split_file import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 from proxyfda.utils.templates import TEMPLATES
 

@@ -8,7 +8,8 @@ import torchvision
 
 from datasets.entry import Counts, Entry
 from datasets.ldifs import cut
-from datasets.split import SplitDataset, check_parts
+from datasets.split import SplitDataset
+from datasets.split_file import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 from proxyfda.utils.errors import NotFound
 from proxyfda.utils.templates import TEMPLATES

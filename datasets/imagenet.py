@@ -9,7 +9,8 @@ import time
 from datasets.entry import Counts, Entry
 from datasets.ldifs import pooled
 from datasets.make_split import class_folders, read_rows, report_skipped
-from datasets.split import SplitDataset, check_parts
+from datasets.split import SplitDataset
+from datasets.split_file import check_parts
 from proxyfda.dassl import DATASET_REGISTRY
 
 CLASSNAMES = "classnames.txt"

@@ -1,8 +1,6 @@
 """Datasets that are described by lists of images: one declaration each, one reader for all.
 
-A split file is an object with ``train``, ``val`` and ``test``, each a list of
-``[path, label, classname]`` with the path relative to the image folder and labels from 0
-(the format of the CoOp family). A dataset is declared by class attributes only::
+A dataset is declared by class attributes only::
 
     @DATASET_REGISTRY.register()
     class OxfordPets(SplitDataset):
@@ -18,16 +16,13 @@ whereas upstream's shots go on in the stream that made it, in that one run.
 
 from __future__ import annotations
 
-import json
 import os
 
 from datasets.classes import check_word, chosen_labels, halves_base, hold_out
 from datasets.entry import (
     PARTS,
-    Entry,
     find_all_files,
     find_files,
-    leaves_folder,
     listed_paths,
     make_data,
     make_entries,
@@ -37,10 +32,11 @@ from datasets.entry import (
 )
 from datasets.fewshot import FewShotCache, checksum_of, count_labels, draw
 from datasets.ldifs import check_word as check_split
+from datasets.split_file import check_parts, read_split
 from proxyfda.dassl import DatasetBase
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_json
-from proxyfda.utils.rules import Checked, shown
+from proxyfda.utils.rules import Checked
 from proxyfda.utils.templates import check_template
 
 
@@ -222,7 +218,7 @@ class SplitDataset(DatasetBase):
         self.require("folder", self.dataset_dir)
         if os.path.isfile(self.split_path):
             self.require("image folder", self.image_dir)
-            return _parse_split(self.split_path)
+            return read_split(self.split_path)
         split = dict(zip(PARTS, self.build_split()))
         self.made = True
         return check_parts(split, self._fault)
@@ -350,7 +346,7 @@ class SplitDataset(DatasetBase):
             ValueError: the file is not a split file; the message names the first fault.
             FileNotFoundError: images are missing; the message names the first and the number.
         """
-        parts = _parse_split(filepath)
+        parts = read_split(filepath)
         found_as = find_all_files(parts, path_prefix, filepath, hint)
         return tuple(make_data(parts[part], path_prefix, found_as) for part in PARTS)
 
@@ -399,73 +395,3 @@ def _data_root(cfg):
             f"the data root {root} is not a folder; name the folder of the datasets with --root"
         )
     return root
-
-
-def _parse_split(filepath):
-    """The split file as a dict of lists of :class:`Entry`, checked."""
-
-    print(f"Reading split from {filepath}")
-
-    def fault(what):
-        return BadValue(f"{filepath} is not a valid split file ({what}); fetch or make it again")
-
-    try:
-        with open(filepath, encoding="utf-8") as file:
-            raw = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise fault(f"not JSON: {error}") from error
-    split = {}
-    for part in PARTS:
-        if not isinstance(raw, dict) or not isinstance(raw.get(part), list):
-            raise fault(f"no list {part!r}")
-        split[part] = []
-        for number, entry in enumerate(raw[part]):
-            sound = _entry(entry)
-            if sound is None:
-                raise fault(
-                    f"entry {number} of {part!r} is {shown(entry)}, not [path, label, class name]"
-                )
-            if leaves_folder(sound.path):
-                raise fault(
-                    f"entry {number} of {part!r} has the path {shown(sound.path)}, which is not "
-                    "below the image folder"
-                )
-            split[part].append(sound)
-    return check_parts(split, fault)
-
-
-def _entry(entry):
-    """An entry of a split file, or ``None`` if it is none."""
-    try:
-        path, label, classname = entry
-    except (TypeError, ValueError):
-        return None
-    whole = isinstance(label, int) and not isinstance(label, bool)
-    if isinstance(label, float) and label.is_integer():  # as some programs write whole numbers
-        label, whole = int(label), True
-    if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
-        label, whole = int(label), True
-    named = isinstance(path, str) and isinstance(classname, str) and bool(classname.strip())
-    return Entry(path, label, classname) if whole and label >= 0 and named else None
-
-
-def check_parts(split, fault, leading="train"):
-    """``split`` if its labels are sound; raises ``fault(what is wrong)`` otherwise.
-
-    Sound: train and test (``leading`` and test) have images, every label has one class name, and
-    the part ``leading`` has all labels from 0 to the largest there is.
-    """
-    names = {}
-    for entry in (entry for part in PARTS for entry in split[part]):
-        if names.setdefault(entry.label, entry.classname) != entry.classname:
-            raise fault(
-                f"label {entry.label} is both {names[entry.label]!r} and {entry.classname!r}"
-            )
-    if not split[leading] or not split["test"]:
-        raise fault(f"{leading} or test is empty" if leading != "test" else "no images")
-    trained = {entry.label for entry in split[leading]}
-    for label in range(max(names) + 1):
-        if label not in trained:
-            kind = "training" if leading == "train" else leading
-            raise fault(f"label {label} of 0 to {max(names)} has no {kind} image")
-    return split

@@ -32,7 +32,8 @@ from proxyfda.names import (
     trainer_and_regulariser,
 )
 from proxyfda.results import prediction, selection
-from proxyfda.results.figures import save_figure, selection_figure
+from proxyfda.results.drawing import save_figure
+from proxyfda.results.prompt_figures import selection_figure
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.files import write_text
 from proxyfda.utils.nested import flat

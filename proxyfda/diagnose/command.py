@@ -201,7 +201,7 @@ def _draw(
 
 def _correlate(args: argparse.Namespace) -> int:
     project = _project(args)
-    out = args.out or osp.join(args.output, "diagnose")
+    out = args.out or osp.join(args.output, layout.DIAGNOSIS)
     points = measure_runs(
         args.output,
         lambda dataset: _sample(args, project.dataset_config(dataset)),

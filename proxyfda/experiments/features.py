@@ -30,8 +30,6 @@ from proxyfda.utils.files import remove_partial, write_atomically
 
 __all__ = ["FeatureCache", "Features", "cache_of"]
 
-FOLDER = "features"
-"""Of an output, where the features of all its runs are kept."""
 _SUFFIX = ".safetensors"
 _DAY = 24 * 3600.0
 _KEPT_BYTES = 1 << 29
@@ -163,7 +161,7 @@ def cache_of(cfg: Any, alone: bool = False) -> FeatureCache:
         output = layout.output_of(cfg.OUTPUT_DIR)
         if alone and not output:
             output = os.path.dirname(os.path.abspath(cfg.OUTPUT_DIR))
-        folder = os.path.join(output, FOLDER) if output else ""
+        folder = os.path.join(output, layout.FEATURES) if output else ""
     return FeatureCache(folder, node.get("CACHE_GB", 20.0))
 
 

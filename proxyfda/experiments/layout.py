@@ -25,6 +25,13 @@ through this module. ``<name>`` is the run's name (see :mod:`proxyfda.names`), a
 * models that caption images or answer questions, tuned on a family of them and asked about all:
   ``{captioning,vqa}/<family>/<name>/<config>/seed<S>``; as they were pre-trained they have
   ``pretrained`` for a family, and ``Pretrained`` for a name
+* beside the runs: ``features``, image features that they share
+  (:mod:`proxyfda.experiments.features`), and ``diagnose``, measures of all of them
+  (``python -m proxyfda.diagnose correlate``)
+
+A run's folder has its ``config.yaml``, ``environment.txt`` and ``log.txt``, curves, a folder of
+checkpoints for each model, and in the end ``result.json`` (:mod:`proxyfda.experiments.record`);
+``error.txt`` has the traceback of what nobody foresaw.
 """
 
 from __future__ import annotations
@@ -42,6 +49,8 @@ LOG = "log.txt"
 ENVIRONMENT = "environment.txt"
 ERROR = "error.txt"
 TENSORBOARD = "tensorboard"
+FEATURES, DIAGNOSIS = "features", "diagnose"
+"""Folders of an output beside those of runs."""
 
 IMAGE_TO_TEXT = ("captioning", "vqa")
 PROTOCOLS = (

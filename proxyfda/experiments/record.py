@@ -14,6 +14,21 @@ from proxyfda.experiments.layout import PROTOCOLS, RESULT
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.files import write_json
 
+FREE = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "TRAIN.PRINT_FREQ",
+    "MODEL.BACKBONE.GRAD_CHECKPOINTING",
+    "TRAINER.COOP.GRID_MEMORY",
+    "PROBE.CACHE",
+    "PROBE.CACHE_GB",
+    "LOG.WRITERS",
+    "LOG.WANDB_PROJECT",
+)
+"""Options that change nothing that is computed: runs that differ in them alone are the same run."""
 SCHEMA = 1
 """Number of the schema, raised when the meaning of a field changes."""
 

@@ -36,21 +36,6 @@ from proxyfda.utils.files import write_text, writing
 from proxyfda.utils.nested import flat, plain
 
 _REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
-# What may differ between two runs in one output folder: it does not change what is computed.
-_FREE_KEYS = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "TRAIN.PRINT_FREQ",
-    "MODEL.BACKBONE.GRAD_CHECKPOINTING",
-    "TRAINER.COOP.GRID_MEMORY",
-    "PROBE.CACHE",
-    "PROBE.CACHE_GB",
-    "LOG.WRITERS",
-    "LOG.WANDB_PROJECT",
-)
 
 
 def main(args: argparse.Namespace) -> dict | None:
@@ -263,7 +248,7 @@ def _changed(args: argparse.Namespace, cfg: CfgNode) -> folders.Compared:
         return [], theirs, ours
     for one in (ours, theirs):
         one[_REGULARISER] = folders.named(one)[1]
-    free = set(_FREE_KEYS)
+    free = set(record.FREE)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
     if not (args.eval_only or args.probe) or not ours["source"] or not theirs.get("source"):

@@ -55,8 +55,7 @@ def run(
             clear(job.folder)
     todo = [job for job in jobs if not job.complete and job.folder not in failed]
     if launch is None:
-        here = workers == 1
-        launch = launchers.here if here else lambda c: launchers.local(c, [launchers.CPU], workers)
+        launch = launchers.on_devices([launchers.CPU], workers, quiet=False)
     progress = _Progress(jobs)
     progress.start(len(todo))
     printed: set[str] = set()

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from proxyfda.benchmarks import TITLES
+from proxyfda.results.cells import missing, numbers
 from proxyfda.results.forgetting import changes
 from proxyfda.results.metrics import average_accuracy, backward_transfer, forward_transfer
 from proxyfda.results.names import learns_nothing
@@ -38,7 +39,7 @@ from proxyfda.results.probes import (
     reference_of,
 )
 from proxyfda.results.published_probes import published_block, published_for
-from proxyfda.results.summary import Summary, missing, numbers
+from proxyfda.results.summary import Summary
 from proxyfda.results.tables import MEAN, Block, cell, notes_of, seeds_cell
 
 __all__ = ["ContinualRow", "rows_of_tasks", "summarise_continual"]

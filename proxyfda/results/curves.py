@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from proxyfda.experiments.layout import TENSORBOARD
+from proxyfda.results.cells import names_of
 from proxyfda.results.names import PROTOCOL_TITLES
-from proxyfda.results.summary import names_of
 
 _POINTS = 100  # of a curve, each the mean over as many steps as it takes
 

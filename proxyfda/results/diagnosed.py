@@ -189,7 +189,8 @@ def _figure(path: str) -> str:
         data = file.read()
     if not data.startswith(_SIGNATURE) or len(data) < 24:
         raise ValueError("it is no PNG image")
-    width, height = (round(markup.PIXELS_PER_INCH / DPI * side) for side in struct.unpack(">II", data[16:24]))
+    sides = struct.unpack(">II", data[16:24])
+    width, height = (round(markup.PIXELS_PER_INCH / DPI * side) for side in sides)
     kind, stem = _kind(path), _stem(path)
     caption = f"{stem}: {_CAPTIONS[kind]}" if kind else stem
     return markup.image(data, "png", (width, height), caption)

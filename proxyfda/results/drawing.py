@@ -35,6 +35,8 @@ STYLES = tuple(
     )
 )
 REFERENCE_STYLE = {"color": "black", "marker": "*", "hatch": "", "line": ":"}
+DPI = 160
+"""Dots per inch of figures that are saved."""
 _FOOTNOTE = "* runs are missing, see the table"
 
 

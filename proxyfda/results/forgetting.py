@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from proxyfda.benchmarks import TITLES
 from proxyfda.experiments import layout
 from proxyfda.names import PRETRAINED
+from proxyfda.results.cells import left_out, missing, numbers, without
 from proxyfda.results.names import learns_nothing
 from proxyfda.results.probes import (
     LAMBDA,
@@ -39,14 +40,7 @@ from proxyfda.results.probes import (
     reference_of,
 )
 from proxyfda.results.published_probes import published_block, published_for
-from proxyfda.results.summary import (
-    AVERAGE,
-    Summary,
-    left_out,
-    missing,
-    numbers,
-    without,
-)
+from proxyfda.results.summary import AVERAGE, Summary
 from proxyfda.results.tables import MEAN, Block, cell, notes_of, seeds_cell
 
 __all__ = ["ForgettingRow", "changes", "summarise_forgetting"]

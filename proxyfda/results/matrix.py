@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from proxyfda.benchmarks import TITLES
+from proxyfda.results.cells import numbers
 from proxyfda.results.continual import rows_of_tasks
 from proxyfda.results.names import known_first, learns_nothing
 from proxyfda.results.probes import (
@@ -17,7 +18,7 @@ from proxyfda.results.probes import (
     reference_of,
     settings_of,
 )
-from proxyfda.results.summary import Summary, numbers
+from proxyfda.results.summary import Summary
 from proxyfda.results.tables import Block, cell
 
 __all__ = ["MatrixRow", "summarise_matrix"]

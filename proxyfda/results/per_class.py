@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from proxyfda.names import REFERENCE
 from proxyfda.results import markup
+from proxyfda.results.cells import names_of
 from proxyfda.results.names import PROTOCOL_TITLES, trainer_order
 from proxyfda.results.runs import Record
-from proxyfda.results.summary import names_of
 
 __all__ = ["CAPTION", "ClassCounts", "counts_of", "parts"]
 

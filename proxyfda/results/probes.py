@@ -20,6 +20,7 @@ from proxyfda.benchmarks import TITLES, dataset_key
 from proxyfda.experiments import layout
 from proxyfda.experiments import record as results_file
 from proxyfda.names import NONE, WISE_FT, split_run_name
+from proxyfda.results.cells import Cells
 from proxyfda.results.names import known_first, title_of
 from proxyfda.results.runs import (
     Record,
@@ -29,7 +30,6 @@ from proxyfda.results.runs import (
     mismatch,
     same_run,
 )
-from proxyfda.results.summary import Cells
 from proxyfda.utils.errors import BadValue, NotFound, UserError
 
 __all__ = [

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from proxyfda.names import PRETRAINED
 from proxyfda.results import markup
+from proxyfda.results.cells import names_of
 from proxyfda.results.image_to_text import SpokenRun
 from proxyfda.results.names import PROTOCOL_TITLES, trainer_order
 from proxyfda.results.probes import ProbedRun
 from proxyfda.results.runs import Record
-from proxyfda.results.summary import names_of
 
 __all__ = ["begun", "counted", "incomplete", "settings"]
 

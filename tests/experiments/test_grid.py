@@ -214,7 +214,7 @@ def test_a_setting_that_diverges_drops_out_and_the_others_go_on(run_grid, run, t
             {"a": ["CoOp", "--regulariser", "rkd", P + "MIXED", 4]},
             "a uses TRAINER.PROXYFDA.MIXED",
         ),
-        ({"a": ["CoOp", "TRAINER.COOP.GRID_MEMORY", 0]}, "GRID_MEMORY is 0 GiB"),
+        ({"a": ["CoOp", "TRAINER.COOP.GRID_MEMORY", 0]}, "GRID_MEMORY is 0.0; give a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -6,12 +6,11 @@ from proxyfda.results import collect, summarise, summarise_accuracy
 
 pytest.importorskip("matplotlib")
 
-from proxyfda.results.figures import (  # noqa: E402
+from proxyfda.results.figures import main, save_figures  # noqa: E402
+from proxyfda.results.prompt_figures import (  # noqa: E402
     base_new_figure,
     delta_new_figure,
     fewshot_figure,
-    main,
-    save_figures,
     training_figure,
 )
 

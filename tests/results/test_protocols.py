@@ -1,8 +1,11 @@
 """Tables on all classes, rows of several configs, and what is said about mixed settings."""
 
+import functools
+
 import pytest
 from result_trees import write_plain, write_run, write_runs
 
+from proxyfda.experiments.record import FREE
 from proxyfda.results import collect, main, summarise, summarise_accuracy, table
 
 
@@ -191,14 +194,15 @@ class TestConfigs:
         assert main([str(tmp_path), "--strict"]) == 1
         assert "mixes settings" in capsys.readouterr().out
 
-    def test_the_number_of_workers_is_no_setting(self, tmp_path):
-        for seed, workers in ((1, 8), (2, 0)):
+    @pytest.mark.parametrize("option", FREE)
+    def test_what_changes_no_number_is_no_setting(self, tmp_path, option):
+        for seed, value in ((1, 8), (2, 0)):
             for part in ("base", "new"):
-                cfg = {"DATALOADER": {"NUM_WORKERS": workers}}
+                cfg = functools.reduce(lambda of, name: {name: of}, option.split(".")[::-1], value)
                 write_run(tmp_path, part, "x", "CoOp", seed, 50, cfg=cfg)
         summary = summarise(collect(tmp_path))
         assert summary.uniform
-        assert not any("NUM_WORKERS" in note for note in summary.notes)
+        assert not any(option in note for note in summary.notes)
 
     def test_other_settings_by_dataset_are_said_but_allowed(self, tmp_path):
         for dataset, mean in (("x", 15), ("y", 45)):

@@ -17,7 +17,8 @@ import train
 from proxyfda.experiments import layout
 from proxyfda.experiments.config import load_config
 from proxyfda.results import collect, summarise
-from proxyfda.results.figures import save_figure, selection_figure
+from proxyfda.results.drawing import save_figure
+from proxyfda.results.prompt_figures import selection_figure
 from proxyfda.results.selection import (
     Measured,
     average,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.entry import PARTS, Entry, leaves_folder, same_prompts
-from datasets.split import SplitDataset, _parse_split
+from datasets.split import SplitDataset
+from datasets.split_file import read_split
 from proxyfda.engine.images import to_rgb
 from proxyfda.experiments.config import (
     check_options,
@@ -48,7 +49,7 @@ def test_a_split_is_sound_or_refused(tmp_path, content):
     path = tmp_path / "split.json"
     path.write_text(json.dumps(content))
     try:
-        parts = _parse_split(str(path))
+        parts = read_split(str(path))
     except BadValue as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
@@ -62,7 +63,7 @@ def test_whole_labels_are_taken_however_they_are_written(tmp_path, label):
     entries = [["a.png", 0, "ant"], ["b.png", label, "bee"]]
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": entries, "val": [], "test": entries}))
-    assert _parse_split(str(path))["train"][1] == Entry("b.png", 1, "bee")
+    assert read_split(str(path))["train"][1] == Entry("b.png", 1, "bee")
 
 
 @few
