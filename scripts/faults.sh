@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every fault of tests/faults: kills at each file operation, signals, full and read-only disks, two
-# sweeps at once, bad inputs. Arguments go to pytest (-k kill, -x); the last line says how many were
+# sweeps at once, bad inputs. Arguments go to pytest (-k kill, -x, -n 8); the last line says how many were
 # survived.
 set -uo pipefail
 REQUIREMENTS="${REQUIREMENTS:-requirements-dev.txt}"
@@ -9,7 +9,7 @@ cd "$ROOT"
 export OMP_NUM_THREADS=1
 report="$(mktemp)"
 trap 'rm -f "$report"' EXIT
-"$PYTHON" -m pytest tests/faults --long --junit-xml "$report" "$@"
+"$PYTHON" -m pytest tests/faults --long --junit-xml "$report" -n 2 --dist worksteal "$@"
 status=$?
 "$PYTHON" - "$report" "$status" <<'PYTHON'
 import sys

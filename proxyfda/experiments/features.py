@@ -26,7 +26,7 @@ from proxyfda.backbones import ImageBackbone
 from proxyfda.backbones.zero_shot import class_texts, zero_shot_weights
 from proxyfda.experiments import layout
 from proxyfda.utils.errors import NotFound
-from proxyfda.utils.files import write_atomically
+from proxyfda.utils.files import remove_partial, write_atomically
 
 __all__ = ["FeatureCache", "Features", "cache_of"]
 
@@ -63,7 +63,9 @@ class FeatureCache:
         found = self._read(path)
         if found is not None:
             return found
-        with self._lock(key):
+        with self._lock(key) as lock:
+            if lock is not None:  # so that nobody else writes this file
+                remove_partial(self.folder, of=key)
             found = self._read(path, quiet=True)  # another process may have been faster
             if found is None:
                 found = compute()

@@ -98,12 +98,17 @@ def _cause(error: BaseException) -> BaseException:
     return error if found is None else found
 
 
-def remove_partial(folder: str) -> None:
-    """Remove what killed writers left below ``folder``; to be called while nobody writes there."""
+def remove_partial(folder: str, of: str = "") -> None:
+    """Remove what killed writers left below ``folder``; to be called while nobody writes there.
+
+    Args:
+        of: only what is of the files whose names begin so.
+    """
     for top, _, names in os.walk(folder):
         for name in filter(_PARTIAL.fullmatch, names):
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(top, name))
+            if name.startswith(of):
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(top, name))
 
 
 def write_text(path: str, text: str) -> None:

@@ -221,6 +221,14 @@ def test_an_interruption_leaves_nothing_behind(tmp_path):
     assert len(cache.get("ab1", lambda: numbers(3))) == 3  # the lock is free again
 
 
+def test_what_a_killed_writer_left_goes_once_its_features_are_computed_again(tmp_path):
+    left, other = (tmp_path / f"{key}.safetensors.0123abcd.tmp" for key in ("ab1", "cd2"))
+    left.write_bytes(b"half")
+    other.write_bytes(b"half")  # somebody may be writing it
+    FeatureCache(str(tmp_path)).get("ab1", lambda: torch.ones(2))
+    assert not left.exists() and other.exists()
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
