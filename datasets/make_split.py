@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 
 from datasets.entry import Entry
 from datasets.fewshot import seeded_random
@@ -239,3 +240,10 @@ def read_rows(path, types):
                     f"({', '.join(kind.__name__ for kind in types)}); fetch the file again"
                 ) from None
             yield row
+
+
+if __name__ == "__main__":
+    sys.exit(
+        "error: datasets.make_split is no command; a training makes a missing split by itself, and "
+        "python -m datasets.check --root DATA says whose split file is there"
+    )

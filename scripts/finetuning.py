@@ -28,6 +28,7 @@ from proxyfda.experiments.strengths import (
     WEIGHT,
     Strengths,
     Tried,
+    check_values,
     choose,
     kind_of,
     measure,
@@ -87,6 +88,9 @@ def take(args: Namespace, project: Project) -> None:
         args.workers = str(min(2, os.cpu_count() or 1))
     if f"{NODE}.WEIGHT" in args.opts[::2]:
         raise BadValue(f"{NODE}.WEIGHT is said by LAMBDAS (--lambdas); give it there")
+    for kind, words in ((WEIGHT, args.lambdas), (ALPHA, args.alphas)):
+        if words not in (GRID, DEFAULT):
+            check_values(kind, listed(words))
     for run in args.runs:
         _strengths(args, project, run)
 

@@ -33,6 +33,7 @@ from proxyfda.names import (
 )
 from proxyfda.results import prediction, selection
 from proxyfda.results.drawing import save_figure
+from proxyfda.results.names import shots_title
 from proxyfda.results.prompt_figures import selection_figure
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.files import write_text
@@ -197,7 +198,7 @@ class Search:
         """Print the table and write everything; returns the path of the choice, if there is one."""
         args = self.args
         where = f"{len(datasets)} datasets" if name == SHARED else name
-        title = f"{self.run} on halves of the base classes of {where}, {args.shots[0]} shots"
+        title = f"{self.run} on halves of the base classes of {where}, {shots_title(args.shots[0])}"
         runs = f"{len(args.splits)} splits x {len(args.seeds)} seeds"
         if name == SHARED:
             runs += f", each the mean over {', '.join(map(self.project.dataset_name, datasets))}"
@@ -215,7 +216,7 @@ class Search:
         trained = trained_word(one)
         comment = [
             f"Chosen by scripts/select.sh for {self.run} on {where} from {len(rows) - 1} settings, "
-            f"{args.shots[0]} shots:",
+            f"{shots_title(args.shots[0])}:",
             f"the highest H of seen and unseen halves of the base classes, validation images, over "
             f"{runs}.",
             f"{best.label}: seen {best.seen:.2f}, unseen {best.unseen:.2f}, H {best.h:.2f}",

@@ -17,11 +17,11 @@ from proxyfda.backbones.clip import TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.neighbours.cosines import autocast_dtype
 from proxyfda.utils.errors import BadValue
-from proxyfda.utils.rules import Real, Text, Whole
+from proxyfda.utils.rules import Real, Whole
 from trainers.base import PromptTrainer
 from trainers.coop import ContextLearner
 from trainers.memory import GIB, saved_bytes
-from trainers.prompted_clip import PromptedCLIP, unit
+from trainers.prompted_clip import CONTEXT_WORDS, PromptedCLIP, unit
 
 
 class ConditionalContextLearner(ContextLearner):
@@ -147,7 +147,7 @@ class CoCoOp(PromptTrainer):
         "PREC": "fp16",  # fp16, fp32, amp or bf16
         "MAX_MEMORY": 4.0,  # GiB for the text encoder's activations
     }
-    rules = {"N_CTX": Whole(1), "CTX_INIT": Text(), "MAX_MEMORY": Real(above=0)}
+    rules = {"N_CTX": Whole(1), "CTX_INIT": CONTEXT_WORDS, "MAX_MEMORY": Real(above=0)}
 
     def build_prompt_learner(self, classnames, clip, text_encoder):
         options = self.options

@@ -10,9 +10,9 @@ from torch import nn
 
 from proxyfda.backbones.clip import POSITIONS, TextEncoder, initial_context
 from proxyfda.dassl import TRAINER_REGISTRY, compute_accuracy
-from proxyfda.utils.rules import Flag, OneOf, Real, Text, Whole
+from proxyfda.utils.rules import Flag, OneOf, Real, Whole
 from trainers.base import PromptTrainer
-from trainers.prompted_clip import PromptLearner
+from trainers.prompted_clip import CONTEXT_WORDS, PromptLearner
 
 
 class ContextLearner(PromptLearner):
@@ -69,7 +69,7 @@ class CoOp(PromptTrainer):
     rules = {
         "N_CTX": Whole(1),
         "CSC": Flag(),
-        "CTX_INIT": Text(),
+        "CTX_INIT": CONTEXT_WORDS,
         "CLASS_TOKEN_POSITION": OneOf(POSITIONS),
         "GRID_MEMORY": Real(above=0),
     }

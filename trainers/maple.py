@@ -11,8 +11,9 @@ from torch import nn
 
 from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
-from proxyfda.utils.rules import Text, Whole
+from proxyfda.utils.rules import Whole
 from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
+from trainers.prompted_clip import CONTEXT_WORDS
 
 
 class MultiModalPromptLearner(DeepPromptLearner):
@@ -69,7 +70,7 @@ class MaPLe(DeepPromptTrainer):
         "PROMPT_DEPTH": 9,  # layers with prompts; 1: the input alone
     }
     model_name = "MultiModalPromptLearner"
-    rules = {"N_CTX": Whole(1), "CTX_INIT": Text(), "PROMPT_DEPTH": Whole(1)}
+    rules = {"N_CTX": Whole(1), "CTX_INIT": CONTEXT_WORDS, "PROMPT_DEPTH": Whole(1)}
     depths = {"PROMPT_DEPTH": ("text", "image")}
     image_tokens = "N_CTX"
 

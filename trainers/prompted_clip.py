@@ -10,6 +10,10 @@ from torch.nn import functional as F
 
 from proxyfda.backbones.clip import ClassPrompts, ImageEncoder, StateCache, TextEncoder
 from proxyfda.utils.errors import BadValue
+from proxyfda.utils.rules import Text
+
+CONTEXT_WORDS = Text(what="words", barred="{}")
+"""What CTX_INIT may be: it is no template, the class name has its place by itself."""
 
 
 def unit(features: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from proxyfda.backbones.clip import ImageEncoder, TextEncoder
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.utils.errors import BadValue
-from proxyfda.utils.rules import Real, Text, Whole
+from proxyfda.utils.rules import Real, Whole
 from proxyfda.utils.templates import DEFAULT_TEMPLATE
 from trainers.deep_prompts import DeepPromptLearner, DeepPromptTrainer, random_prompts
-from trainers.prompted_clip import unit
+from trainers.prompted_clip import CONTEXT_WORDS, unit
 
 
 def teacher_templates() -> list[str]:
@@ -190,7 +190,7 @@ class PromptSRC(DeepPromptTrainer):
     rules = {
         "N_CTX_VISION": Whole(1),
         "N_CTX_TEXT": Whole(1),
-        "CTX_INIT": Text(),
+        "CTX_INIT": CONTEXT_WORDS,
         "PROMPT_DEPTH_VISION": Whole(0),
         "PROMPT_DEPTH_TEXT": Whole(1),
         "TEXT_LOSS_WEIGHT": Real(least=0),

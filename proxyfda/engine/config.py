@@ -97,14 +97,14 @@ _DEFAULTS = {
         "STEPSIZE": (-1,),  # 0 or less: MAX_EPOCH
         "GAMMA": 0.1,
         "MAX_EPOCH": 10,
-        "WARMUP_EPOCH": -1,  # 0 or less: no warm-up
+        "WARMUP_EPOCH": -1,  # 0 or -1: no warm-up
         "WARMUP_TYPE": "linear",
         "WARMUP_CONS_LR": 1e-5,
         "WARMUP_MIN_LR": 1e-5,
         "WARMUP_RECOUNT": True,  # the schedule after the warm-up counts from 0 again
     },
     "TRAIN": {
-        "CHECKPOINT_FREQ": 0,  # epochs; 0 or less: only after the last one
+        "CHECKPOINT_FREQ": 0,  # epochs; 0 or -1: only after the last one
         "PRINT_FREQ": 10,  # batches
         "COUNT_ITER": "train_x",
     },
@@ -214,14 +214,14 @@ _RULES: dict = {
         "STEPSIZE": Several(Whole(), least=1),
         "GAMMA": Real(above=0),
         "MAX_EPOCH": Whole(1),
-        "WARMUP_EPOCH": Whole(),
+        "WARMUP_EPOCH": Whole(-1),
         "WARMUP_TYPE": OneOf(tuple(WARMUPS)),
         "WARMUP_CONS_LR": _AT_LEAST_0,
         "WARMUP_MIN_LR": _AT_LEAST_0,
         "WARMUP_RECOUNT": Flag(),
     },
     "TRAIN": {
-        "CHECKPOINT_FREQ": Whole(),
+        "CHECKPOINT_FREQ": Whole(-1),
         "PRINT_FREQ": Whole(1),
         "COUNT_ITER": OneOf(("train_x", "train_u", "smaller_one")),
     },
@@ -251,6 +251,11 @@ def check_together(cfg):
         raise BadValue(
             "OPTIM.STAGED_LR is True, but OPTIM.NEW_LAYERS is empty, so every layer would learn at "
             "the lower rate; name the layers that learn at OPTIM.LR, or leave STAGED_LR False"
+        )
+    if optim.WARMUP_EPOCH > optim.MAX_EPOCH:
+        raise BadValue(
+            f"OPTIM.WARMUP_EPOCH is {optim.WARMUP_EPOCH}, above OPTIM.MAX_EPOCH {optim.MAX_EPOCH}, "
+            "so the warm-up would not end; give fewer epochs of warm-up, or 0 for none"
         )
     if optim.SGD_NESTEROV and (optim.MOMENTUM == 0 or optim.SGD_DAMPNING != 0):
         raise BadValue(

@@ -27,7 +27,7 @@ from proxyfda.experiments.project import Project
 from proxyfda.names import NONE, WISE_FT, split_run_name
 from proxyfda.utils.errors import BadValue, NotFound
 
-__all__ = ["MARGIN", "Strengths", "Tried", "choose", "measure", "strengths_of"]
+__all__ = ["MARGIN", "Strengths", "Tried", "check_values", "choose", "measure", "strengths_of"]
 
 MARGIN = 1.0
 """Points of validation accuracy below the plain fine-tuning that a value may cost."""
@@ -93,6 +93,16 @@ def strengths_of(run: str, project: Project, values: Sequence[str] = ()) -> Stre
         if given.count(word) > 1:
             raise BadValue(f"{_SYMBOLS[kind]} {word} is named twice; name each value once")
     return Strengths(kind, default, given or listed)
+
+
+def check_values(kind: str, values: Sequence[str]) -> None:
+    """Refuse words that are no strengths of this kind, whether or not a method takes them.
+
+    Raises:
+        BadValue: see :func:`strengths_of`.
+    """
+    for word in values:
+        _number(kind, word)
 
 
 def _read(path: str, kind: str) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from proxyfda.experiments.layout import TENSORBOARD
 from proxyfda.results.cells import names_of
-from proxyfda.results.names import PROTOCOL_TITLES
+from proxyfda.results.names import PROTOCOL_TITLES, shots_title
 
 _POINTS = 100  # of a curve, each the mean over as many steps as it takes
 
@@ -46,7 +46,7 @@ def read_curves(records, points=_POINTS):
     for name, record in shown:
         title = record.title
         if len(shots[title, record.protocol, name]) > 1:
-            name = f"{name} {record.shots} shots"
+            name = f"{name} {shots_title(record.shots)}"
         if len(protocols[title]) > 1:
             title += f" ({PROTOCOL_TITLES.get(record.protocol, record.protocol)})"
         found = together.setdefault(title, {}).setdefault(name, {})

@@ -53,6 +53,15 @@ def trainer_order(name):
     )
 
 
+def shots_title(count):
+    """A number of shots as titles and sentences have it; 0 is that of zero-shot CLIP.
+
+    >>> shots_title(0), shots_title(1), shots_title(16)
+    ('zero-shot', '1 shot', '16 shots')
+    """
+    return "zero-shot" if count == 0 else "1 shot" if count == 1 else f"{count} shots"
+
+
 def title_of(name):
     """What tables on forgetting call a run: the method if it tunes end to end, else its name.
 

@@ -10,6 +10,7 @@ from proxyfda.benchmarks import BENCHMARKS, SHIFTED
 from proxyfda.names import REFERENCE, is_zero_shot
 from proxyfda.results.cells import Cells, family_of, left_out, missing, put, row_order, without
 from proxyfda.results.metrics import harmonic_mean
+from proxyfda.results.names import shots_title
 
 TABLES = ("base2new", "fewshot", "cross_dataset", "domain_generalization", "zeroshot")
 """The tables that there are; runs of the protocol ``transfer`` make two of them."""
@@ -104,7 +105,7 @@ def summarise(records):
         chosen = [r for r in records if r.shots == shots or is_zero_shot(r.trainer)]
         part = _base_to_new(chosen, shots)
         if len(learned) > 1:
-            part = replace(part, notes=[f"{shots} shots: {note}" for note in part.notes])
+            part = replace(part, notes=[f"{shots_title(shots)}: {note}" for note in part.notes])
         parts.append(part)
     return Summary(
         [row for part in parts for row in part.rows],
@@ -278,12 +279,9 @@ def _accuracies(protocol, records, zero, sources=()):
             )
         )
 
-    def shots_named(k):
-        return f"{k} shots"
-
     for dataset in order:
         for group in cells.groups:
-            gap = cells.gap(group, dataset, cells.parts[group], shots_named)
+            gap = cells.gap(group, dataset, cells.parts[group], shots_title)
             if gap:
                 gaps.append((names[group], titles[dataset], gap))
             for shots in cells.parts[group]:
@@ -322,7 +320,7 @@ def _accuracies(protocol, records, zero, sources=()):
                 ]
                 lacking = tuple(seed for seed in expected if seed not in seeds)
                 if lacking:
-                    what = f" at {shots} shots" if len(cells.parts[group]) > 1 else ""
+                    what = f" at {shots_title(shots)}" if len(cells.parts[group]) > 1 else ""
                     dropped[names[group] + what] = lacking
                 more = {"dataset": AVERAGE, "title": AVERAGE}
                 add(group, shots, shared, seeds, complete=not apart and not lacking, **more)

@@ -7,6 +7,7 @@ import io
 from dataclasses import astuple, dataclass, field, fields, replace
 
 from proxyfda.names import is_zero_shot
+from proxyfda.results.names import shots_title
 from proxyfda.results.summary import AVERAGE, AccuracyRow, Row
 from proxyfda.utils.errors import BadValue
 
@@ -142,7 +143,7 @@ def seeds_cell(row):
 
 
 def _base_new_block(rows, shots):
-    title = f"Base-to-new, {shots} shots" if shots > 0 else "Base-to-new, all training images"
+    title = f"Base-to-new, {shots_title(shots) if shots > 0 else 'all training images'}"
     cells = [
         (
             row,
@@ -162,7 +163,7 @@ def _base_new_block(rows, shots):
 
 def _accuracy_block(rows):
     shots = sorted({row.shots for row in rows} - {0})
-    title = _TITLES[rows[0].protocol] + (f", {shots[0]} shots" if len(shots) == 1 else "")
+    title = _TITLES[rows[0].protocol] + (f", {shots_title(shots[0])}" if len(shots) == 1 else "")
     paired = any(row.delta is not None for row in rows)
     cells = []
     for row in rows:
@@ -194,13 +195,9 @@ def _fewshot_block(rows):
         few, many = min(counts), max(counts)
         seeds = str(many) if few == many else f"{few}-{many}"
         cells.append((first, (*values, "" if is_zero_shot(first.trainer) else seeds)))
-    heads = ("dataset", "trainer", *(_shots(k) for k in shots), "seeds")
+    heads = ("dataset", "trainer", *(shots_title(k) for k in shots), "seeds")
     caption = f"{MEAN}; columns are images per class."
     return Block(_TITLES["fewshot"], heads, _with_titles(rows, cells), caption)
-
-
-def _shots(k):
-    return "zero-shot" if k == 0 else "1 shot" if k == 1 else f"{k} shots"
 
 
 def _compare_block(comparisons, notes):

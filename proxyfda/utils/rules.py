@@ -172,17 +172,28 @@ class Text(Rule):
     Args:
         empty: whether it may be empty.
         what: the kind of text.
+        barred: characters that it may not have.
+
+    >>> Text(what="words", barred="{}").check("TRAINER.COOP.CTX_INIT", "a photo of a {}")
+    Traceback (most recent call last):
+        ...
+    proxyfda.utils.errors.BadValue: TRAINER.COOP.CTX_INIT is 'a photo of a {}'; give words without \
+{ and }
     """
 
     empty: bool = True
     what: str = "text"
+    barred: str = ""
 
     @property
     def wanted(self) -> str:
-        return self.what if self.empty else f"{self.what} (not empty)"
+        without = f" without {' and '.join(self.barred)}" if self.barred else ""
+        return (self.what if self.empty else f"{self.what} (not empty)") + without
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, str) and (self.empty or bool(value)) and "\0" not in value
+        if not isinstance(value, str) or not (self.empty or value):
+            return False
+        return not any(character in value for character in "\0" + self.barred)
 
 
 Names = Union[Sequence[str], Callable[[], Sequence[str]]]

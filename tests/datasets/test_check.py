@@ -346,3 +346,9 @@ class TestThePage:
         exec(compile(code, "recipe", "exec"), {})
         names = DATASET_REGISTRY.get("ImageNet").read_classnames(str(tmp_path / "classnames.txt"))
         assert list(names.values()) == list(IMAGENET_CLASSNAMES)
+
+
+def test_a_module_that_is_no_command_says_what_is():
+    words = [sys.executable, "-m", "datasets.make_split"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "python -m datasets.check" in done.stderr.splitlines()[-1]

@@ -381,6 +381,10 @@ class TestSplit:
 
 
 class TestTable:
+    def test_one_shot_is_no_plural(self, tmp_path):
+        write_runs(tmp_path, {"x": {"CoOp": ([80], [60])}}, shots=1)
+        assert table(summarise(collect(tmp_path))).startswith("Base-to-new, 1 shot\n")
+
     def test_text(self, two):
         text = table(summarise(collect(two)))
         lines = [" ".join(line.split()) for line in text.splitlines()]

@@ -280,6 +280,7 @@ def test_a_dataset_without_validation_images_is_refused(forgetting, made_up, mon
         (["finetune", "FDA", "dtd", "1", "--methods", "FDA"], "--methods is for forgetting"),
         (["finetune", "FDA", "dtd", "1", "--anchor", "previous"], "--anchor is for continual"),
         (["finetune", "FDA", "dtd", "1", "--lambdas", "0"], "λ is 0; use finite numbers above 0"),
+        (["finetune", "FDA", "dtd", "1", "--alphas", "2"], "α is 2; use numbers from 0"),
         (["finetune", "WiSE-FT", "dtd", "1", "--alphas", "1.5"], "α is 1.5; use numbers from 0"),
         (
             ["finetune", "FDA", "dtd", "1", "TRAINER.PROXYFDA.WEIGHT", "3"],
