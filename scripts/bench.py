@@ -391,8 +391,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--what {','.join(sorted(unknown))}: use any of step, eval, memory")
     if args.against and not args.study:
         parser.error("--against is for --study; give both")
-    if args.study and min(args.rounds, args.classes - 1, args.shots, args.tested, args.epochs) < 1:
-        parser.error("--study needs at least 2 classes, and 1 of rounds, shots, tested and epochs")
+    if args.study and args.classes < 2:
+        parser.error(f"--study halves the classes: --classes is {args.classes}; use at least 2")
     return args
 
 
