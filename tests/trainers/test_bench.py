@@ -109,7 +109,10 @@ def test_a_study_takes_turns_with_another_checkout(study, capsys, tmp_path):
 def test_what_a_study_cannot_be_is_one_sentence(study, bench, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="holds no scripts/run.py; give the folder of a"):
         study("--against", str(tmp_path))
-    for words, message in ((["--classes", "1"], "use at least 2"), (["--shots", "0"], "at least 1")):
+    for words, message in (
+        (["--classes", "1"], "use at least 2"),
+        (["--shots", "0"], "at least 1"),
+    ):
         with pytest.raises(SystemExit):
             study(*words)
         assert message in capsys.readouterr().err
