@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from proxyfda.backbones import ImageBackbone
 from proxyfda.backbones.zero_shot import class_texts, zero_shot_weights
 from proxyfda.experiments import layout
-from proxyfda.utils.errors import NotFound
+from proxyfda.utils.errors import CannotWrite, NotFound
 from proxyfda.utils.files import remove_partial, write_atomically
 
 __all__ = ["FeatureCache", "Features", "cache_of"]
@@ -93,7 +93,9 @@ class FeatureCache:
         value = value.contiguous()
         size = value.nbytes
         if size > self.bytes:
-            self._say(f"features of {size / 1e9:.1f} GB are more than PROBE.CACHE_GB allows")
+            self._say(
+                f"features of {size / 1e9:.2g} GB are more than PROBE.CACHE_GB {self.bytes / 1e9:g}"
+            )
             return
         content = save({"value": value}, {"sha256": _digest(_bytes(value))})
 
@@ -105,6 +107,8 @@ class FeatureCache:
         try:
             write_atomically(path, write)
             self._trim(path)
+        except CannotWrite as error:
+            self._say(str(error))
         except OSError as error:
             self._say(f"{self.folder} cannot be written ({_line(error)})")
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from proxyfda.backbones import load_backbone
 from proxyfda.experiments import features as module
 from proxyfda.experiments.features import FeatureCache, Features, encoder_digest, images_digest
+from proxyfda.utils.errors import CannotWrite
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +172,16 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path, capsys):
     assert len(calls) == 2 and out.count("\n") == 1 and "so the next run computes" in out
 
 
+def test_a_full_disk_is_told_in_one_whole_sentence(tmp_path, capsys, monkeypatch):
+    def refuse(path, write):
+        raise CannotWrite(f"{path} cannot be written: {'the disk is full ' * 20}there")
+
+    monkeypatch.setattr(module, "write_atomically", refuse)
+    FeatureCache(str(tmp_path)).get("ab1", lambda: numbers(3))
+    out = capsys.readouterr().out
+    assert out.count("cannot be written") == 1 and "there, so the next run computes" in out
+
+
 def test_the_files_of_the_oldest_use_are_removed_first(tmp_path):
     cache = FeatureCache(str(tmp_path), gigabytes=3.5 * 4e-6)  # 3 of 4,000 bytes each
     for number, key in enumerate(["a", "b", "c"]):
@@ -185,7 +196,7 @@ def test_what_is_larger_than_the_bound_is_not_kept(tmp_path, capsys):
     cache = FeatureCache(str(tmp_path), gigabytes=1e-6)
     cache.get("a", lambda: numbers(1000))
     assert not list(tmp_path.glob("*.safetensors"))
-    assert "more than PROBE.CACHE_GB allows" in capsys.readouterr().out
+    assert "more than PROBE.CACHE_GB 1e-06" in capsys.readouterr().out
 
 
 def test_of_two_that_ask_at_once_one_computes_and_the_other_waits(tmp_path, capsys):

@@ -146,7 +146,8 @@ def refuse_another_architecture(
         config: the model config of the name.
         found: that of the file, which may differ in size from all known ones.
     """
-    known = [other for other in OPENAI_NAMES if describe(model_config_of(other)) == describe(found)]
+    names = (*OPENAI_NAMES, BUNDLED_NAME)
+    known = [other for other in names if describe(model_config_of(other)) == describe(found)]
     same_kind = has_one_depth(found["vision_cfg"]) == has_one_depth(config["vision_cfg"])
     if known or not same_kind or config["vision_cfg"].get("timm_model_name"):
         called = f"{known[0]} ({describe(found)})" if known else describe(found)
