@@ -238,7 +238,9 @@ def test_a_file_of_another_kind_than_its_name_is_refused(name, tiny_file):
         load_clip(name, str(tiny_file))
 
 
-@pytest.mark.parametrize(("name", "held"), [("ViT-B/16", "ViT-B/32"), ("ViT-L/14", "RN50")])
+@pytest.mark.parametrize(
+    ("name", "held"), [("ViT-B/16", "ViT-B/32"), ("ViT-L/14", "RN50"), ("ViT-B/16", "ViT-Bundled")]
+)
 def test_a_file_of_another_known_model_is_called_by_that(name, held, tmp_path):
     config, found = architectures.model_config_of(name), architectures.model_config_of(held)
     with pytest.raises(ValueError, match=f"holds {held} .*set MODEL.BACKBONE.NAME to {held}"):
