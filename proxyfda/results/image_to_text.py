@@ -16,7 +16,6 @@ VQA accuracy: Antol et al., ICCV 2015, arXiv 1505.00468; CIDEr: Vedantam et al.,
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -126,8 +125,6 @@ def read_image_to_text(*outputs: str) -> list[SpokenRun]:
     """
     found = []
     for folder, label in labelled_folders(outputs):
-        if not os.path.isdir(folder):
-            raise NotFound(f"{folder} is no folder; give the output folder of the scripts")
         for path in layout.run_folders(str(folder)):
             place = layout.parse(path)
             if place is not None and place.protocol in layout.IMAGE_TO_TEXT:

@@ -116,8 +116,6 @@ def read_probes(*outputs) -> list[ProbedRun]:
     """
     found = {}
     for folder, label in labelled_folders(outputs):
-        if not os.path.isdir(folder):
-            raise NotFound(f"{folder} is no folder; give the output folder of the scripts")
         for run in _runs(str(folder), label):
             place = (*run.record.place, run.split, -1 if run.task is None else run.task)
             if place not in found:

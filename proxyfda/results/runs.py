@@ -144,6 +144,7 @@ def labelled_folders(outputs):
 
     Raises:
         BadValue: two of them have the same label.
+        NotFound: one does not exist.
     """
     pairs = [labelled(output) for output in outputs]
     folders = {}
@@ -154,6 +155,8 @@ def labelled_folders(outputs):
                 "output a label of its own"
             )
         folders[label] = folder
+        if not os.path.isdir(folder):
+            raise NotFound(f"{folder} is no folder; give the output folder of the scripts")
     return pairs
 
 
@@ -196,8 +199,6 @@ def same_run(first, second):
 
 def _runs(output, label, required):
     """Pairs of a record and the split of its result (empty if unknown)."""
-    if not os.path.isdir(output):
-        raise NotFound(f"{output} is no folder; give the output folder of the scripts")
     known = False
     for folder in layout.run_folders(str(output)):
         place = layout.parse(folder)
