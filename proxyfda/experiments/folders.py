@@ -26,6 +26,7 @@ from proxyfda.utils.files import remove_partial, write_text
 from proxyfda.utils.nested import flat
 
 _WRITTEN_ANEW = (layout.CONFIG, layout.ENVIRONMENT, layout.ERROR)
+_OF_THE_BEGINNING = {layout.CONFIG, layout.ENVIRONMENT, layout.LOG}
 _APPENDED_TO = (layout.LOG, layout.TENSORBOARD, *LEFT)
 Compared = tuple[list[str], dict[str, Any], dict[str, Any]]
 """Options in which the run in a folder differs from another one, and all of both, flat."""
@@ -142,16 +143,17 @@ def _set_aside(folder: str) -> None:
 
 @contextlib.contextmanager
 def left_as_it_was(folder: str) -> Iterator[None]:
-    """Where a user's mistake ends a run that has written nothing but files of its beginning, such
-    as its config and log, take them away again: whoever looks finds what was there before."""
+    """Where a user's mistake ends a run that has written nothing but files of its beginning, take
+    them away again: whoever looks finds what was there before. Curves are of a training that has
+    begun, and stay with its log."""
     before = set(os.listdir(folder))
     try:
         yield
     except UserError:
-        new = [osp.join(folder, name) for name in sorted(set(os.listdir(folder)) - before)]
-        if all(map(osp.isfile, new)):
-            for path in new:
-                os.remove(path)
+        new = set(os.listdir(folder)) - before
+        if new <= _OF_THE_BEGINNING:
+            for name in new:
+                os.remove(osp.join(folder, name))
         raise
 
 

@@ -15,7 +15,7 @@ import proxyfda.experiments.run
 from proxyfda.dassl import TRAINER_REGISTRY
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.lock import LOCK, OWNER
-from proxyfda.utils.errors import UserError, sentence
+from proxyfda.utils.errors import NotFinite, UserError, sentence
 
 NAN, INF = float("nan"), float("inf")
 
@@ -277,6 +277,17 @@ def test_nothing_sound_to_resume_is_refused(run, trained, tmp_path):
 
 
 # -- folders ------------------------------------------------------------------------------------
+
+
+def test_curves_of_a_training_that_came_to_nothing_stay_with_its_log(run, tmp_path, monkeypatch):
+    def diverges(trainer, batch):
+        raise NotFinite("the loss is infinite; use a lower OPTIM.LR")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "forward_backward", diverges)
+    with pytest.raises(NotFinite):
+        run(out, "CoOp", *EPOCHS, "LOG.WRITERS", "csv")
+    assert {"curves.csv", "log.txt"} <= set(os.listdir(out))
 
 
 def test_a_run_that_was_not_built_claims_nothing(run, tmp_path, monkeypatch):
