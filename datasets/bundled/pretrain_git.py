@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=20_000, help="pictures drawn before training")
     args = parser.parse_args(argv)
     model, words, facts = pretrain(args.seed, args.steps, args.batch, args.lr, args.pool)
-    for part in (model.half(), words, image_processor()):
+    for part in (model.to(torch.float16), words, image_processor()):
         part.save_pretrained(args.out)
     (args.out / "model.safetensors").chmod(0o644)  # made for its owner alone
     settings = args.out / "tokenizer_config.json"
