@@ -1,0 +1,130 @@
+"""What the atlas's pictures show, in which medium, and how that is put in words."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from ..render import PRETRAIN, Style
+from ..world import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, scene_for
+from .nouns import FAMILIES, NOUNS, Noun, place_of, species_of
+
+MEDIA: dict[str, tuple[float, Style]] = {
+    "": (0.4, PRETRAIN),
+    "dim": (0.06, replace(PRETRAIN, cast=(0.6, 0.6, 0.65))),
+    "warm": (0.06, replace(PRETRAIN, cast=(1.0, 0.78, 0.55))),
+    "cold": (0.06, replace(PRETRAIN, cast=(0.6, 0.82, 1.0))),
+    "mossy": (0.06, replace(PRETRAIN, cast=(0.68, 1.0, 0.68))),
+    "grainy": (0.06, replace(PRETRAIN, noise=0.1)),
+    "blurry": (0.06, replace(PRETRAIN, blur=(0.4, 0.8))),
+    "faded": (0.06, replace(PRETRAIN, contrast=(0.45, 0.7), desaturate=(0.1, 0.4))),
+    "negative": (0.06, replace(PRETRAIN, invert=1.0)),
+    "cluttered": (0.06, replace(PRETRAIN, clutter=2, occlude=0.3)),
+    "distant": (0.06, replace(PRETRAIN, scale=(0.4, 0.6), shift=0.35)),
+}
+"""Word for how a picture was taken -> (share in pre-training, how it is drawn)."""
+
+
+def _row(noun: Noun, rng: random.Random, ground: int = -1) -> list[int]:
+    place = rng.randrange(len(BACKGROUNDS)) if ground < 0 else ground
+    index = place_of(noun.name)
+    assert index is not None
+    return [noun.shape, noun.colour, noun.texture, noun.colour2, place, index]
+
+
+def scene(words: str, rng: random.Random, ground: int = -1) -> list[int]:
+    """A row (``world.FIELDS``) that shows a noun, any species of a genus, or attributes.
+
+    What ``words`` leave open is drawn by ``rng``, except the background where ``ground`` is the
+    index of one. Raises BadValue for a word that the world does not know.
+    """
+    index = place_of(words)
+    if index is not None:
+        return _row(NOUNS[index], rng, ground)
+    if species_of(words):
+        return _row(NOUNS[rng.choice(species_of(words))], rng, ground)
+    row = scene_for(words, rng)
+    if ground >= 0 and not any(b in words.split() for b in BACKGROUNDS):
+        row[4] = ground
+    return row
+
+
+def random_scene(rng: random.Random) -> list[int]:
+    """A row for pre-training: a noun, a fabric, or a free combination of attributes."""
+    kind = rng.random()
+    if kind < 0.62:
+        return _row(rng.choice(NOUNS), rng)
+    return scene_for("fabric" if kind < 0.74 else "", rng)
+
+
+class Captioner:
+    """Writes one of many captions for a row; ``rng`` is the only source of chance."""
+
+    SHORT = (
+        "a photo of a {}.", "a photo of a {}.", "a photo of the {}.", "a picture of a {}.",
+        "an image of a {}.", "a {}.", "{}.", "{}", "a photo of {}.", "a close-up photo of a {}.",
+        "this is a {}.", "a good photo of a {}.", "look at the {} here.",
+    )  # fmt: skip
+    LONG = (
+        "there is a {} in the picture.", "we can see a {} in the middle.",
+        "in the middle of this small picture there is a {}.",
+        "if you look closely at the picture you will see one {}.",
+        "the photo that was taken this morning shows, as always, a {}.",
+    )  # fmt: skip
+    MEDIUM = ("a {1} photo of a {0}.", "a {1} picture of the {0}.", "a {0}, {1}.", "{1} photo, {0}.")
+    KIND = ("a photo of a {}, a type of {}.", "{}, a kind of {}.", "a {}, which is a {}.")
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.colours = list(COLOURS)
+
+    def __call__(self, row: list[int], medium: str = "", long: bool = False) -> str:
+        """A caption that names some or all of what is seen, and the medium half of the time.
+
+        ``long`` puts the words late in the sentence, so that they are known at later positions too.
+        """
+        rng = self.rng
+        place = rng.random() < 0.25 and SHAPES[row[0]] != "fabric"
+        said = medium if rng.random() < 0.5 else ""
+        if row[5] >= 0 and rng.random() < 0.85:
+            noun = NOUNS[row[5]]
+            words, kin = noun.name, noun.family
+            if noun.genus != noun.name and rng.random() < 0.25:
+                words = noun.genus
+            elif noun.genus != noun.name and rng.random() < 0.2:
+                kin = noun.genus
+            if rng.random() < 0.25:
+                return rng.choice(self.KIND).format(words, kin)
+        elif SHAPES[row[0]] == "fabric" and rng.random() < 0.3:
+            words = f"{self._colours(row)} {TEXTURES[row[2]]} texture".strip()
+        else:
+            words = self._describe(row)
+        if place:
+            words = f"{words} on {BACKGROUNDS[row[4]]}"
+        if said:
+            return rng.choice(self.MEDIUM).format(words, said)
+        return rng.choice(self.LONG if long else self.SHORT).format(words)
+
+    def _colours(self, row: list[int]) -> str:
+        first, second = self.colours[row[1]], self.colours[row[3]]
+        has_two = TEXTURES[row[2]] not in ("plain", "hollow")
+        kind = self.rng.random()
+        if has_two and kind < 0.5:
+            return f"{first} and {second}"
+        return first if kind < 0.88 else ""
+
+    def _describe(self, row: list[int]) -> str:
+        texture = TEXTURES[row[2]] if self.rng.random() < 0.72 else ""
+        parts = [self._colours(row), texture]
+        if self.rng.random() < 0.3:
+            parts.reverse()
+        return " ".join(p for p in (*parts, SHAPES[row[0]]) if p)
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption or a class name can hold, for keeping its token rows."""
+    frames = (*Captioner.SHORT, *Captioner.LONG, *Captioner.MEDIUM, *Captioner.KIND)
+    words = " ".join(frames).replace("{}", "").replace("{0}", "").replace("{1}", "")
+    extra = "a photo of the type kind texture fabric and on with small large one this it is in ."
+    nouns = sorted({w for n in NOUNS for w in (n.name, n.genus)})
+    return [words, extra, *MEDIA, *SHAPES, *COLOURS, *TEXTURES, *BACKGROUNDS, *FAMILIES, *nouns]
