@@ -49,8 +49,14 @@ _ONLY_FINETUNE = ("cifar10", "cifar100", "mnist", "svhn", "gtsrb", "resisc45")
 BENCHMARKS = tuple(name for name in TITLES if name not in (*SHIFTED, *_ONLY_FINETUNE))
 """The eleven datasets of base-to-new generalisation and few-shot learning."""
 
-BUNDLED = ("bundled_banners", "bundled_creatures", "bundled_fruits", "bundled_scenes")
+ATLAS = (
+    "atlas_banners", "atlas_creatures", "atlas_fabrics", "atlas_flowers", "atlas_fruits",
+    "atlas_grounds", "atlas_scenes", "atlas_things", "atlas_tools",
+)  # fmt: skip
 """Rendered datasets that stand in for them, without downloads."""
+
+BUNDLED = ("bundled_banners", "bundled_creatures", "bundled_fruits", "bundled_scenes")
+"""Smaller ones, made to forget, of few classes."""
 
 BUNDLED_TASKS = (
     *BUNDLED,

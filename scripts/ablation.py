@@ -1,20 +1,24 @@
-"""The ablation behind docs/ablation.md: ``python scripts/ablation.py STUDY ... --data DATA``.
+"""The study behind docs/ablation.md: ``python scripts/ablation.py calibration|HOST ... --data DATA``.
 
-Every setting is trained on the base classes of the bundled datasets with three seeds and measured
-on the validation split of base and new classes; the test split is not touched. A study is a host
-trainer and a list of settings; all are compared, dataset by dataset and seed by seed, with the
-plain host on random batches.
+``calibration`` runs methods that are not ours on the bundled benchmark and prints their new accuracy
+relative to zero-shot CLIP beside what is published. A host trainer (CoOp, ...) compares the
+families of ``configs/study.yaml``: every setting of a family is trained and tested on halves of the
+base classes (validation images), the best of each by the rule of docs/selection.md is taken for all
+datasets together, and what is taken is trained on all base classes and tested on base and new
+classes (test images), beside the plain trainer with the same seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os.path as osp
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import yaml
 from tabulate import tabulate
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -22,234 +26,61 @@ sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # it is started from anywhere
 
 from counts import count, seeds
 
+from proxyfda.experiments import grid, layout
+from proxyfda.experiments.candidates import Candidate, candidates, plain_candidate
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
-from proxyfda.experiments.protocols import base2new_jobs
+from proxyfda.experiments.protocols import base2new_jobs, select_jobs
 from proxyfda.experiments.sweep import run
+from proxyfda.names import REFERENCE, split_run_name
+from proxyfda.results import selection
 from proxyfda.results.metrics import harmonic_mean
-from proxyfda.utils.errors import NotFound, show_user_errors
+from proxyfda.utils.errors import BadValue, NotFound, show_user_errors
 
 PROJECT = Project(ROOT, entry="train")
-SPACES = ("image", "text", "cross")
-BALANCED = {"M": 16, "N": 4}
-MINED = {**BALANCED, "MINING": True}
-# Name in the tables -> the regulariser, and the options that make it. The names are those of the
-# runs behind docs/ablation.md.
-FORMS = {
-    "paper": ("fda", {}),
-    "standardised": ("fda", {"UNITS": "frozen"}),
-    "match": ("match", {}),
-    "kl": ("kl", {}),
-    "regress": ("rkd", {}),
-    "correlation": ("correlation", {}),
-}
-WITH_PROXIES = {"fda": "proxy_fda", "rkd": "proxy_rkd"}
+STUDY = osp.join(ROOT, "configs", "study.yaml")
+CALIBRATION = "calibration"
+SHOTS = 16
+
+PUBLISHED = {"CoOp": -10.99, "CoCoOp": -2.53, "KgCoOp": -0.62, "MaPLe": 0.92, "PromptSRC": 1.88}
+"""New accuracy minus zero-shot CLIP's (74.22), in points, average of the 11 benchmarks with
+ViT-B/16 and 16 shots: Zhou et al., CVPR 2022; Yao et al., CVPR 2023; Khattak et al., CVPR and ICCV
+2023, each from its table of base-to-new generalisation."""
+
+KGCOOP = Candidate("KgCoOp", "CoOp+pointwise", (("TRAINER.PROXYFDA.WEIGHT", "8"),))
+"""CoOp with the pull on class texts and the weight of KgCoOp (Yao et al., CVPR 2023)."""
+
+
+# -- what is compared -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A run with options of train.py; ``label`` is its config folder in the output."""
+class Family:
+    """Settings of which one is chosen."""
 
-    label: str
-    run: str
-    options: tuple = ()
-
-    @property
-    def opts(self) -> list[str]:
-        """Trailing options of train.py."""
-        return [word for key, value in self.options for word in (key, str(value))]
+    name: str
+    settings: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True)
-class Study:
-    """Settings to compare with the plain ``host`` (its config ``bundled``) and zero-shot CLIP."""
-
-    host: str
-    settings: tuple[Setting, ...]
-
-    @property
-    def plain(self) -> Setting:
-        """What the differences are taken to."""
-        return Setting("plain", self.host)
-
-    @property
-    def rows(self) -> list[Setting]:
-        """All settings of the table, the references first."""
-        return [ZERO_SHOT, self.plain, *self.settings]
-
-
-ZERO_SHOT = Setting("zero-shot", "ZeroshotCLIP")
-
-
-def regularised(host: str, regulariser: str, label: str, **options) -> Setting:
-    """The host with a regulariser, in its own batches unless M and N say otherwise."""
-    pairs = tuple((f"TRAINER.PROXYFDA.{key}", value) for key, value in options.items())
-    return Setting(label, f"{host}+{regulariser}", pairs)
-
-
-def term(
-    host: str,
-    form: str,
-    spaces: str,
-    weight: float = 1.0,
-    label: str = "",
-    proxies: bool = False,
-    **more,
-) -> Setting:
-    """One form of :data:`FORMS` on some spaces (joined by +) with λ ``weight``."""
-    regulariser, options = FORMS[form]
-    if proxies:
-        regulariser = WITH_PROXIES[regulariser]
-    words = {**options, "SPACES": tuple(spaces.split("+")), "WEIGHT": weight, **more}
-    return regularised(host, regulariser, label or f"{form}-{spaces}-w{weight:g}", **words)
-
-
-def pull(host: str, spaces: str, weight: float) -> Setting:
-    """The point-wise pull to the frozen features."""
-    words = {"SPACES": tuple(spaces.split("+")), "WEIGHT": weight}
-    return regularised(host, "pointwise", f"pointwise-{spaces}-w{weight:g}", **words)
-
-
-def samplers(host: str) -> list[Setting]:
-    """The batches alone, without any term."""
-    return [
-        regularised(host, "none", "balanced", **BALANCED),
-        regularised(host, "none", "mined", **MINED),
-    ]
-
-
-def coop() -> dict[str, list[Setting]]:
-    """CoOp: the image encoder is frozen, relations of class texts and of images to them."""
-    host, default = "CoOp", {"form": "regress", "spaces": "text+cross", "K": 8}
-    return {
-        "baselines": [*samplers(host), *(pull(host, "text", w) for w in (1, 3, 10, 30))],
-        "forms": [term(host, form, space, K=3) for form in FORMS for space in ("text", "cross")],
-        "weights": [
-            term(host, "paper", "text", 10, K=3),
-            *(
-                term(host, form, spaces, w, K=3)
-                for spaces, w in (("text", 3), ("text+cross", 1))
-                for form in ("correlation", "regress", "kl")
-            ),
-        ],
-        "neighbours": [
-            term(host, "paper", "cross", K=k, label=f"paper-cross-k{k}") for k in (1, 6)
-        ],
-        "confirm": [
-            pull(host, "text", 1),
-            pull(host, "text", 10),
-            term(host, "paper", "cross", K=3),
-            term(host, "regress", "text+cross", K=3),
-            term(host, "kl", "text+cross", K=3),
-            term(host, "correlation", "text", 3, K=3),
-            term(host, "regress", "text", K=3),
-        ],
-        "batches": [
-            *samplers(host),
-            term(host, label="fda-balanced", **default, **BALANCED),
-            term(host, label="proxy", proxies=True, **default),
-            term(host, "paper", "cross", label="paper-preset", proxies=True, K=8, **MINED),
-        ],
-    }
-
-
-def schedule(host: str, batch: int, epochs: int, lr: float) -> Setting:
-    """The plain trainer with another batch size, number of epochs and learning rate."""
-    options = (
-        ("DATALOADER.TRAIN_X.BATCH_SIZE", batch),
-        ("OPTIM.MAX_EPOCH", epochs),
-        ("OPTIM.LR", lr),
-    )
-    if host == "PromptSRC":  # the average over epochs stays at three quarters of the run
-        options += (("TRAINER.PROMPTSRC.GPA_MEAN", 0.75 * epochs),)
-        options += (("TRAINER.PROMPTSRC.GPA_STD", 0.05 * epochs),)
-    return Setting(f"batch{batch}-ep{epochs}-lr{lr:g}", host, options)
-
-
-def maple() -> dict[str, list[Setting]]:
-    """MaPLe; without the term it has nothing against forgetting."""
-    host = "MaPLe"
-    return {
-        "schedules": [
-            schedule(host, 4, 5, 0.0035),  # upstream's
-            schedule(host, 48, 5, 0.0035),
-            *(schedule(host, 48, 30, lr) for lr in (0.0035, 0.012, 0.042)),
-        ],
-        "baselines": [
-            *samplers(host),
-            *(pull(host, "image", w) for w in (1, 3, 10)),
-            *(pull(host, "image+text", w) for w in (1, 3, 10)),
-        ],
-        "spaces": [
-            term(host, "regress", spaces)
-            for spaces in [*SPACES, "image+text", "image+cross", "image+text+cross"]
-        ],
-        "forms": [term(host, form, "image") for form in FORMS if form != "regress"],
-        "weights": [
-            *(
-                term(host, "regress", spaces, w)
-                for w in (3, 10)
-                for spaces in ("image", "cross", "image+text", "text+cross", "image+text+cross")
-                if (spaces, w) != ("image+text", 10)
-            ),
-            term(host, "match", "image", 3),
-            term(host, "kl", "image", 3),
-        ],
-        "confirm": [
-            regularised(host, "none", "balanced", **BALANCED),
-            pull(host, "image", 3),
-            term(host, "regress", "image"),
-            term(host, "regress", "image", label="proxy", proxies=True),
-            term(host, "paper", "image", label="paper-preset", proxies=True, K=8, **MINED),
-        ],
-    }
-
-
-def promptsrc() -> dict[str, list[Setting]]:
-    """PromptSRC: the term on top of its own consistency terms."""
-    host = "PromptSRC"
-    return {
-        "schedules": [
-            schedule(host, 4, 20, 0.0025),  # upstream's
-            *(schedule(host, 48, 20, lr) for lr in (0.0025, 0.009, 0.015, 0.03)),
-            schedule(host, 48, 40, 0.005),
-            schedule(host, 48, 60, 0.0025),
-        ],
-        "terms": [
-            *samplers(host),
-            pull(host, "image", 3),
-            *(term(host, "regress", space) for space in SPACES),
-            term(host, "regress", "image", 3),
-            term(host, "match", "image"),
-            term(host, "paper", "image"),
-        ],
-    }
-
-
-def cocoop() -> dict[str, list[Setting]]:
-    """CoCoOp: the image encoder is frozen, and every image has class texts of its own."""
-    host = "CoCoOp"
-    return {
-        "schedules": [
-            schedule(host, 1, 10, 0.002),  # upstream's
-            schedule(host, 4, 10, 0.004),
-            *(schedule(host, 48, 10, lr) for lr in (0.002, 0.014, 0.05, 0.1)),
-        ],
-    }
-
-
-def studies() -> dict[str, Study]:
-    """All studies by name, ``<host in small letters>-<study>``; those of CoOp without a host."""
-    hosts = {"CoOp": coop(), "CoCoOp": cocoop(), "MaPLe": maple(), "PromptSRC": promptsrc()}
-    return {
-        name if host == "CoOp" else f"{host.lower()}-{name}": Study(host, tuple(settings))
-        for host, named in hosts.items()
-        for name, settings in named.items()
-    }
+def families(host: str, path: str = STUDY) -> list[Family]:
+    """The families of a host; those that have no settings for it are left out."""
+    with open(path, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    found = []
+    for name, grids in content.items():
+        settings: list[Candidate] = []
+        for one in grids:
+            if host not in one.get("hosts", [host]):
+                continue
+            tries = {k: list(map(str, v)) for k, v in one.items() if k.isupper()}
+            settings += candidates(host, PROJECT, regularisers=[one["regulariser"]], tries=tries)
+        if settings:
+            found.append(Family(name, tuple(settings)))
+    return found
 
 
 class Runs:
-    """Where the jobs of a setting are, and what they gave.
+    """Where the runs of settings are, and what they gave.
 
     Args:
         datasets, seeds: what every setting is run on.
@@ -257,93 +88,249 @@ class Runs:
     """
 
     def __init__(self, datasets: list[str], seeds: list[int], data: str, output: str) -> None:
-        self.keys = [(dataset, seed) for dataset in datasets for seed in seeds]
+        self.datasets, self.seeds = datasets, seeds
+        self.output = output
         self.where = {"project": PROJECT, "data": data, "output": output}
 
-    def jobs(self, one: Setting, dataset: str, seed: int) -> list[Job]:
-        """Training, and the evaluations of base and of new classes."""
+    # -- on halves of the base classes ------------------------------------------------------------
+
+    def halves(self, settings: list[Candidate], splits: int) -> list[Job]:
+        """Trainings and tests of settings on halves of the base classes, with the first seed."""
+        return [
+            job
+            for dataset, split in itertools.product(self.datasets, range(1, splits + 1))
+            for job in select_jobs(
+                settings, dataset, split, self.seeds[0], shots=SHOTS, **self._with_cfg(settings, dataset)
+            )
+        ]
+
+    def _with_cfg(self, settings: list[Candidate], dataset: str) -> dict:
+        host = split_run_name(settings[0].run)[0]
+        name = self.where["project"].dataset_name(dataset)
+        return {**self.where, "cfg": PROJECT.default_config(host, name, "base2new", SHOTS)}
+
+    def chosen(self, plain: Candidate, settings: list[Candidate], splits: int) -> list:
+        """The rows of :func:`selection.rows_of`, each setting the mean over the datasets."""
+        found = selection.read(self.output)
+        measured = []
+        for one in (plain, *settings):
+            each = []
+            for dataset in self.datasets:
+                job = select_jobs(
+                    [one], dataset, 1, self.seeds[0], shots=SHOTS, **self._with_cfg([one], dataset)
+                )[0]
+                place = layout.parse(job.folder)
+                key = (place.dataset, place.shots, place.name, place.config)
+                each.append(found.get(key, selection.Measured(place.name, place.config)))
+            measured.append(replace(selection.average(each), label=one.label))
+        wanted = [(split, self.seeds[0]) for split in range(1, splits + 1)]
+        return selection.rows_of(measured[0], measured[1:], wanted)
+
+    # -- on base and new classes ------------------------------------------------------------------
+
+    def base2new(self, one: Candidate, dataset: str, seed: int) -> list[Job]:
+        """Training and tests of one setting; the last two are base and new."""
+        variant = one if one.options else None
         return base2new_jobs(
-            one.run,
-            dataset,
-            seed,
-            cfg="bundled",
-            opts=one.opts,
-            label=one.label,
-            split="val",
-            **self.where,
+            one.run, dataset, seed, shots=SHOTS, variant=variant, **self._with_cfg([one], dataset)
         )
 
-    def measured(self, one: Setting) -> dict[tuple[str, int], tuple[float, float]]:
-        """(dataset, seed) -> (base, new) accuracy, of what is complete."""
+    def all_base2new(self, settings: list[Candidate]) -> list[Job]:
+        """The same for many, on all datasets with all seeds."""
+        return [
+            job
+            for one in settings
+            for dataset, seed in itertools.product(self.datasets, self.seeds)
+            for job in self.base2new(one, dataset, seed)
+        ]
+
+    def measured(self, one: Candidate) -> dict[tuple[str, int], tuple[float, float]]:
+        """(dataset, seed) -> (base, new) accuracy on test images, of what is complete."""
         found = {}
-        for key in self.keys:
-            *_, base, new = self.jobs(one, *key)
+        for key in itertools.product(self.datasets, self.seeds):
+            base, new = self.base2new(one, *key)[-2:]
             if base.complete and new.complete:
                 found[key] = (base.result["accuracy"], new.result["accuracy"])
         return found
 
 
-def _with_error(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):+.1f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}"
+# -- tables ---------------------------------------------------------------------------------------
 
 
-def table(study: Study, runs: Runs) -> str:
-    """Markdown: averages, and differences to the plain host, mean ± standard error over runs."""
-    plain = runs.measured(study.plain)
-    rows = []
-    for one in study.rows:
-        found = runs.measured(one)
-        shared = sorted(set(found) & set(plain))
-        if not shared:
-            rows.append([one.label, *["missing"] * 6])
+def difference(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error over runs; the error of one run is not a number."""
+    if len(values) < 2:
+        return statistics.fmean(values), math.nan
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def written(values: list[float]) -> str:
+    """``+1.2 ± 0.3``, or the mean alone of one run."""
+    mean, error = difference(values)
+    return f"{mean:+.1f}" if math.isnan(error) else f"{mean:+.1f} ± {error:.1f}"
+
+
+def gaps(found: dict, reference: dict, number) -> list[float]:
+    """Run by run, how much more a setting has of ``number(base, new)`` than the reference."""
+    return [number(*found[key]) - number(*reference[key]) for key in sorted(set(found) & set(reference))]
+
+
+def base(base_accuracy: float, _: float) -> float:
+    """Accuracy on base classes of a run."""
+    return base_accuracy
+
+
+def new(_: float, new_accuracy: float) -> float:
+    """Accuracy on new classes of a run."""
+    return new_accuracy
+
+
+def averages(found: dict) -> list[str]:
+    """Mean base and new accuracy and the mean of the runs' harmonic means."""
+    values = [statistics.fmean(number(*pair) for pair in found.values()) for number in (base, new, harmonic_mean)]
+    return [f"{value:.1f}" for value in values]
+
+
+def table(rows: list[tuple[str, str, dict]], plain: dict, pointwise: dict) -> str:
+    """Markdown of (family, setting, what it gave): averages, and differences run by run."""
+    cells = []
+    for name, setting, found in rows:
+        if not set(found) & set(plain):
+            cells.append([name, setting, *["missing"] * 7])
             continue
-        base, new = (statistics.mean(found[key][i] for key in shared) for i in (0, 1))
-        gaps = [[found[key][i] - plain[key][i] for key in shared] for i in (0, 1)]
-        h_gaps = [harmonic_mean(*found[key]) - harmonic_mean(*plain[key]) for key in shared]
-        note = "" if len(shared) == len(plain) else f" ({len(shared)} of {len(plain)} runs)"
-        rows.append(
-            [one.label + note, f"{base:.1f}", f"{new:.1f}", f"{harmonic_mean(base, new):.1f}"]
-            + [_with_error(values) for values in (*gaps, h_gaps)]
+        note = "" if len(found) == len(plain) else f" ({len(found)} of {len(plain)} runs)"
+        cells.append(
+            [name + note, setting, *averages(found)]
+            + [written(gaps(found, plain, number)) for number in (base, new, harmonic_mean)]
+            + [written(gaps(found, pointwise, harmonic_mean)) if set(found) & set(pointwise) else ""]
         )
-    headers = ["setting", "base", "new", "H"]
-    headers += [f"{name} - {study.host}" for name in ("base", "new", "H")]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    headers = ["family", "chosen", "base", "new", "H", "base - plain", "new - plain", "H - plain",
+               "H - pointwise"]  # fmt: skip
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+
+
+def holds(found: dict, plain: dict, pointwise: dict) -> bool:
+    """Whether a setting may be claimed to help: H above plain and above the point-wise pull by more
+    than two standard errors, and base not below plain by more than one."""
+    for reference in (plain, pointwise):
+        mean, error = difference(gaps(found, reference, harmonic_mean))
+        if not mean > 2 * error:
+            return False
+    mean, error = difference(gaps(found, plain, base))
+    return mean >= -error
+
+
+# -- the studies ----------------------------------------------------------------------------------
+
+
+def calibrate(runs: Runs, workers: int, tables_only: bool) -> int:
+    """Methods that are not ours, beside what is published of them."""
+    methods = [Candidate(REFERENCE, REFERENCE), *map(plain_candidate, ("CoOp", "CoCoOp"))]
+    methods += [KGCOOP, *map(plain_candidate, ("MaPLe", "PromptSRC"))]
+    jobs = runs.all_base2new(methods)
+    code = 0 if tables_only else run(jobs, workers=workers)
+    zero = runs.measured(methods[0])
+    cells = []
+    for one in methods:
+        name = one.run if one.label == "plain" else one.label
+        found = runs.measured(one)
+        if not found:
+            cells.append([name, *["missing"] * 5])
+            continue
+        published = f"{PUBLISHED[name]:+.1f}" if name in PUBLISHED else ""
+        lost = written(gaps(found, zero, new)) if name in PUBLISHED else ""
+        cells.append([name, *averages(found), lost, published])
+    headers = ["method", "base", "new", "H", "new - zero-shot", "published"]
+    print(tabulate(cells, headers, tablefmt="github", disable_numparse=True))
+    for one in methods[1:]:
+        name = one.run if one.label == "plain" else one.label
+        found = runs.measured(one)
+        each = [
+            f"{dataset} {written(gaps({k: v for k, v in found.items() if k[0] == dataset}, zero, new))}"
+            for dataset in runs.datasets if any(k[0] == dataset for k in found)
+        ]  # fmt: skip
+        print(f"{name}: {', '.join(each)}")
+    return code
+
+
+def search(host: str, runs: Runs, args: argparse.Namespace) -> int:
+    """Choose within each family, run what is chosen, and print both tables."""
+    plain = plain_candidate(host)
+    found = [f for f in families(host) if not args.families or f.name in args.families]
+    settings = list(dict.fromkeys(one for family in found for one in family.settings))
+    code = 0
+    if not args.tables_only:
+        jobs = runs.halves([plain, *settings], args.splits)
+        grid.join(jobs)
+        code = run(jobs, workers=args.workers)
+    rows = runs.chosen(plain, settings, args.splits)
+    by_label = {row.label: row for row in rows}
+    taken: list[tuple[str, Candidate]] = []
+    for family in found:
+        best = selection.choose([by_label[one.label] for one in family.settings])
+        if best is not None:
+            one = next(one for one in family.settings if one.label == best.label)
+            taken.append((family.name, one))
+    print(selection.table(rows, f"{host} on halves of the base classes", f"{args.splits} splits"))
+    everything = [plain, *(settings if args.predict else [one for _, one in taken])]
+    if not args.tables_only:
+        jobs = runs.all_base2new([Candidate(REFERENCE, REFERENCE), *dict.fromkeys(everything)])
+        grid.join(jobs)
+        code |= run(jobs, workers=args.workers)
+    reference = runs.measured(plain)
+    pointwise = next((runs.measured(one) for name, one in taken if name == "pointwise"), {})
+    lines = [("plain", "", reference)]
+    lines += [(name, one.label, runs.measured(one)) for name, one in taken]
+    print(f"\n{table(lines, reference, pointwise)}")
+    for name, one in taken:
+        if name != "pointwise" and holds(runs.measured(one), reference, pointwise):
+            print(f"{host}: {name} holds ({one.label})")
+    if args.predict:
+        pairs = [
+            (by_label[one.label].h, statistics.fmean(harmonic_mean(*v) for v in runs.measured(one).values()))
+            for one in settings if by_label[one.label].h is not None and runs.measured(one)
+        ]  # fmt: skip
+        from scipy.stats import spearmanr
+
+        print(f"rank correlation over {len(pairs)} settings: {spearmanr(pairs).statistic:+.2f}")
+    return code
 
 
 def main() -> int:
     """Run studies and print their tables."""
-    known = studies()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("studies", nargs="+", choices=[*known, "all"], metavar="STUDY")
-    parser.add_argument("--data", required=True, help="folder with the bundled datasets")
-    parser.add_argument("--output", default="output/ablation", help="where the runs are kept")
-    parser.add_argument("--datasets", default="", help="names joined by commas (default: bundled)")
-    parser.add_argument("--seeds", type=seeds, default="1,2,3", help="joined by commas")
-    parser.add_argument("--workers", type=count, default=2, help="jobs at a time")
-    parser.add_argument(
-        "--tables-only", action="store_true", help="print what is there, run nothing"
-    )
+    add = parser.add_argument
+    add("studies", nargs="+", choices=[CALIBRATION, *PROJECT.hosts], metavar="STUDY")
+    add("--data", required=True, help="folder with the bundled datasets")
+    add("--output", default="output/ablation", help="where the runs are kept")
+    add("--datasets", default="", help="names joined by commas (default: atlas)")
+    add("--families", default="", help="names joined by commas (default: all of configs/study.yaml)")
+    add("--seeds", type=seeds, default="1,2,3", help="joined by commas")
+    add("--splits", type=count, default=2, help="of the base classes into halves")
+    add("--predict", action="store_true", help="test every setting on the new classes as well")
+    add("--workers", type=count, default=2, help="jobs at a time")
+    add("--tables-only", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
+    args.families = [name for name in args.families.split(",") if name]
     if not osp.isdir(args.data):
         raise NotFound(
             f"--data: there is no folder {args.data}; python -m datasets.bundled --root "
             f"{args.data} makes it"
         )
-    names = list(known) if "all" in args.studies else args.studies
+    known = {family.name for host in PROJECT.hosts for family in families(host)}
+    for name in args.families:
+        if name not in known:
+            raise BadValue(f"--families names {name!r}; configs/study.yaml has {', '.join(known)}")
     datasets = args.datasets.split(",") if args.datasets else PROJECT.bundled_datasets
     runs = Runs(datasets, args.seeds, osp.abspath(args.data), osp.abspath(args.output))
     code = 0
-    for name in names:
-        study = known[name]
-        if not args.tables_only:
-            todo = [job for one in study.rows for key in runs.keys for job in runs.jobs(one, *key)]
-            code |= run(todo, workers=args.workers)
-        print(f"\n### {name}\n\n{table(study, runs)}\n", flush=True)
+    for name in args.studies:
+        if name == CALIBRATION:
+            code |= calibrate(runs, args.workers, args.tables_only)
+        else:
+            code |= search(name, runs, args)
     return code
 
 

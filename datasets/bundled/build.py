@@ -17,6 +17,7 @@ from proxyfda.experiments.lock import folder_lock
 from proxyfda.utils.errors import BadValue
 from proxyfda.utils.suggest import did_you_mean
 
+from .atlas.datasets import PLATES
 from .specs import ALL, Rendered
 
 SPLIT_FILE = "split_bundled.json"
@@ -114,7 +115,7 @@ def render_all(root: str | os.PathLike, names: Iterable[str] | None = None, log=
         BadValue: a name that is none of the bundled datasets'.
         OSError: ``root`` cannot be written.
     """
-    known = {spec.folder: spec for spec in ALL}
+    known = {spec.folder: spec for spec in (*ALL, *PLATES)}
     names = list(known if names is None else names)
     for name in names:
         if name not in known:

@@ -16,6 +16,8 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from proxyfda.utils.errors import NotFinite
 
 from . import render as renderer
+from .atlas import scenes as atlas
 from .world import Captioner, random_scene, vocabulary
 
 BACKBONE = Path(__file__).resolve().parents[2] / "proxyfda" / "backbones" / "clip"
@@ -76,8 +79,33 @@ def compact_state(model: torch.nn.Module, kept: torch.Tensor) -> dict[str, torch
     return state
 
 
+@dataclass(frozen=True)
+class World:
+    """What a CLIP is trained on.
+
+    Attributes:
+        draw: of a number and a seed, that many scenes and their pictures, uint8 [n, 3, 32, 32].
+        captioner: of a ``random.Random``, what writes a caption of a scene, early or ``long``.
+        vocabulary: all words of captions and class names.
+        file: where the weights belong, beside the model's config.
+    """
+
+    draw: Callable
+    captioner: Callable
+    vocabulary: Callable[[], list[str]]
+    file: str
+
+
+WORLDS = {
+    "bundled": World(draw_pool, Captioner, vocabulary, "ViT-Bundled.safetensors"),
+    "atlas": World(
+        atlas.draw_pool, atlas.Captioner, atlas.vocabulary, "ViT-Bundled-atlas.safetensors"
+    ),
+}
+
+
 def pretrain(
-    seed: int, steps: int, batch: int, lr: float, weight_decay: float, pool: int, log=print
+    world: World, seed: int, steps: int, batch: int, lr: float, weight_decay: float, pool: int, log=print
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """Train from scratch; returns (compact state dict, facts for the model card)."""
     start = time.time()
@@ -89,7 +117,7 @@ def pretrain(
 
     # Only rows that some caption uses are trained: the dense gradient of all 49,408 would cost more
     # than the model. Ascending order keeps end-of-text the largest id, as pooling by argmax wants.
-    kept = sorted({t for text in vocabulary() for t in tokenizer.encode(text)} | {49406, 49407})
+    kept = sorted({t for text in world.vocabulary() for t in tokenizer.encode(text)} | {49406, 49407})
     place = {token: i for i, token in enumerate(kept)}
     table = torch.nn.Embedding(len(kept), model.token_embedding.embedding_dim)
     table.weight.data = model.token_embedding.weight.data[kept].clone()
@@ -107,10 +135,10 @@ def pretrain(
             row[: len(seq)] = torch.tensor(seq)
         return out
 
-    rows, images = draw_pool(pool, seed)
+    rows, images = world.draw(pool, seed)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
     std = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
-    caption = Captioner(rng)
+    caption = world.captioner(rng)
 
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "logit" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim < 2 or "logit" in n]
@@ -167,16 +195,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.bundled.pretrain", description=__doc__
     )
+    parser.add_argument("--world", choices=WORLDS, default="bundled")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=CONFIG.with_suffix(".safetensors"))
+    parser.add_argument("--out", type=Path, help="default: where the package has that world's")
     parser.add_argument("--steps", type=int, default=2300)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--pool", type=int, default=160_000, help="pictures drawn before training")
     args = parser.parse_args(argv)
+    world = WORLDS[args.world]
+    args.out = args.out or CONFIG.parent / world.file
     state, facts = pretrain(
-        args.seed, args.steps, args.batch, args.lr, args.weight_decay, args.pool
+        world, args.seed, args.steps, args.batch, args.lr, args.weight_decay, args.pool
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, args.out, metadata={"format": "pt", "made_by": json.dumps(facts)})

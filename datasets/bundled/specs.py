@@ -50,13 +50,23 @@ class Rendered:
         """Labels that are told apart from one another when accuracy is measured, by name."""
         raise NotImplementedError
 
+    @property
+    def vocabulary(self) -> str:
+        """Name of the list of words beyond its classes; empty: the package's."""
+        return ""
+
+    @property
+    def nouns(self) -> tuple:
+        """Those of the world that it shows."""
+        return NOUNS
+
     def style(self, label: int) -> Style:
         """What the pictures of a class are drawn with."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Changes when anything changes that decides how the dataset looks."""
-        nouns = [asdict(n) for n in NOUNS]
+        nouns = [asdict(n) for n in self.nouns]
         text = json.dumps([asdict(self), self.counts, nouns, 1], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from proxyfda.benchmarks import BUNDLED, BUNDLED_TASKS
+from proxyfda.benchmarks import ATLAS, BUNDLED, BUNDLED_TASKS
 from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name, tunes_end_to_end
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean
@@ -62,8 +62,9 @@ class Project:
         Raises:
             BadValue: the file has nothing for it.
         """
-        if dataset.startswith("bundled"):
-            return "bundled"
+        rendered = dataset.split("_")[0]
+        if rendered in ("bundled", "atlas"):
+            return rendered
         host = _CONFIGS_OF_FINETUNING if tunes_end_to_end(name) else split_run_name(name)[0]
         table = self._defaults()[protocol]
         if host not in table:
@@ -157,7 +158,7 @@ class Project:
     def rendered_datasets(self) -> list[str]:
         """Names of all bundled datasets' configs, those for tuning end to end included."""
         names = _yaml_files(self._path("datasets"))
-        return [name for name in BUNDLED_TASKS if name in names]
+        return [name for name in (*ATLAS, *BUNDLED_TASKS) if name in names]
 
     def dataset_config(self, dataset: str) -> str:
         """Path of ``configs/datasets/<dataset>.yaml``, or of a YAML file given as it is.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
-from ..render import PRETRAIN, Style
+import torch
+from tqdm import tqdm
+
+from ..render import PRETRAIN, SIZE, Style, render
 from ..world import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, scene_for
 from .nouns import FAMILIES, NOUNS, Noun, place_of, species_of
 
@@ -78,12 +82,13 @@ class Captioner:
         self.rng = rng
         self.colours = list(COLOURS)
 
-    def __call__(self, row: list[int], medium: str = "", long: bool = False) -> str:
-        """A caption that names some or all of what is seen, and the medium half of the time.
+    def __call__(self, scene: tuple[list[int], str], long: bool = False) -> str:
+        """A caption of a row in a medium that names some or all of what is seen, and the medium
+        half of the time.
 
         ``long`` puts the words late in the sentence, so that they are known at later positions too.
         """
-        rng = self.rng
+        (row, medium), rng = scene, self.rng
         place = rng.random() < 0.25 and SHAPES[row[0]] != "fabric"
         said = medium if rng.random() < 0.5 else ""
         if row[5] >= 0 and rng.random() < 0.85:
@@ -126,5 +131,34 @@ def vocabulary() -> list[str]:
     frames = (*Captioner.SHORT, *Captioner.LONG, *Captioner.MEDIUM, *Captioner.KIND)
     words = " ".join(frames).replace("{}", "").replace("{0}", "").replace("{1}", "")
     extra = "a photo of the type kind texture fabric and on with small large one this it is in ."
-    nouns = sorted({w for n in NOUNS for w in (n.name, n.genus)})
-    return [words, extra, *MEDIA, *SHAPES, *COLOURS, *TEXTURES, *BACKGROUNDS, *FAMILIES, *nouns]
+    return [words, extra, *MEDIA, *SHAPES, *COLOURS, *TEXTURES, *FAMILIES, *names()]
+
+
+def names() -> list[str]:
+    """What stands in ``words.txt``, the vocabulary beyond the classes of a dataset: all nouns and
+    genera, and the outlines and backgrounds by their names."""
+    nouns = sorted({n.name for n in NOUNS} | {n.genus for n in NOUNS})
+    return [*nouns, *SHAPES[:-1], *BACKGROUNDS]
+
+
+def draw_pool(
+    size: int, seed: int, chunk: int = 1000
+) -> tuple[list[tuple[list[int], str]], torch.Tensor]:
+    """``size`` pairs of a row and its medium, and their pictures as uint8 [size, 3, 32, 32]."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    names, shares = list(MEDIA), [share for share, _ in MEDIA.values()]
+    rows: list[tuple[list[int], str]] = []
+    images = torch.empty(size, 3, SIZE, SIZE, dtype=torch.uint8)
+    for start in tqdm(range(0, size, chunk), desc="drawing", unit="k"):
+        count = min(chunk, size - start)
+        # In order of their media, since a call of the renderer draws in one.
+        media = sorted(rng.choices(range(len(names)), shares, k=count))
+        drawn = [(random_scene(rng), names[i]) for i in media]
+        for medium, group in itertools.groupby(drawn, lambda pair: pair[1]):
+            scenes = torch.tensor([row for row, _ in group])
+            picture = render(scenes, MEDIA[medium][1], generator)
+            end = start + len(scenes)
+            images[start:end] = (picture * 255).round().to(torch.uint8)
+            start = end
+        rows += drawn
+    return rows, images

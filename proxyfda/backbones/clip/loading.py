@@ -46,6 +46,12 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}
 """Precisions with fp32 weights, and what training computes in under autocast."""
 BUNDLED_WEIGHTS = "bundled"
+ATLAS_WEIGHTS = "atlas"
+_BUNDLED_FILES = {
+    BUNDLED_WEIGHTS: f"{BUNDLED_NAME}.safetensors",
+    ATLAS_WEIGHTS: f"{BUNDLED_NAME}-atlas.safetensors",
+}
+"""Tag of weights that come with the package -> their file."""
 # Entries of OpenAI's archives that describe the model; they are not weights.
 OPENAI_META = ("input_resolution", "context_length", "vocab_size")
 # A buffer that transformers no longer stores; files of models with its text towers still do.
@@ -188,17 +194,17 @@ def read_clip(
 
 def weights_file(name: str, arch: str, weights: str) -> tuple[Path, dict[str, Any]]:
     """Path of the weights and open_clip's entry for their tag ({} for a local file)."""
-    if weights == BUNDLED_WEIGHTS or (name == BUNDLED_NAME and weights == "openai"):
+    if weights in _BUNDLED_FILES or (name == BUNDLED_NAME and weights == "openai"):
         if name != BUNDLED_NAME:
             raise BadValue(
                 f"MODEL.BACKBONE.WEIGHTS {weights!r} belongs to {BUNDLED_NAME}, not to {name}; "
                 f"set MODEL.BACKBONE.NAME {BUNDLED_NAME} or choose other weights."
             )
-        if weights != BUNDLED_WEIGHTS:
+        if weights not in _BUNDLED_FILES:
             raise BadValue(
                 f"OpenAI has no weights for {name}; set MODEL.BACKBONE.WEIGHTS {BUNDLED_WEIGHTS}."
             )
-        path = BUNDLED_DIR / f"{BUNDLED_NAME}.safetensors"
+        path = BUNDLED_DIR / _BUNDLED_FILES[weights]
         if not path.is_file():
             raise NotFound(f"the bundled weights {path} are missing; reinstall proxy-fda.")
         return path, {}
