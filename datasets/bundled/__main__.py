@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m datasets.bundled", description=__doc__)
     parser.add_argument("--root", required=True, help="data root, the DATASET.ROOT of the runs")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="folders such as bundled_fruits; all if none"
+        "names", nargs="*", metavar="NAME", help="folders such as atlas_fruits; all if none"
     )
     args = parser.parse_args(argv)
     if not args.root:

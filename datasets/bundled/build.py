@@ -20,6 +20,8 @@ from proxyfda.utils.suggest import did_you_mean
 from .atlas.datasets import PLATES
 from .specs import ALL, Rendered
 
+RENDERED: dict[str, Rendered] = {spec.folder: spec for spec in (*ALL, *PLATES)}
+"""Folder name -> dataset, of all that is rendered."""
 SPLIT_FILE = "split_bundled.json"
 ORIGIN_FILE = "origin.json"
 _one_thread = threading.Lock()  # the folder's lock is the process's
@@ -108,22 +110,21 @@ def render_all(root: str | os.PathLike, names: Iterable[str] | None = None, log=
 
     Args:
         root: data root; it is made where it does not exist.
-        names: folders such as ``bundled_fruits``; by default all there are.
+        names: folders such as ``atlas_fruits``; by default all there are.
         log: takes one line for each dataset.
 
     Raises:
         BadValue: a name that is none of the bundled datasets'.
         OSError: ``root`` cannot be written.
     """
-    known = {spec.folder: spec for spec in (*ALL, *PLATES)}
-    names = list(known if names is None else names)
+    names = list(RENDERED if names is None else names)
     for name in names:
-        if name not in known:
+        if name not in RENDERED:
             raise BadValue(
-                f"there is no bundled dataset {name!r}{did_you_mean(name, known)}; use one of "
-                f"{', '.join(known)}"
+                f"there is no bundled dataset {name!r}{did_you_mean(name, RENDERED)}; use one of "
+                f"{', '.join(RENDERED)}"
             )
     root = Path(root).expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
     for name in names:
-        log(f"{root / name}: {render_dataset(known[name], root)}")
+        log(f"{root / name}: {render_dataset(RENDERED[name], root)}")

@@ -1,6 +1,8 @@
-"""Make the bundled CLIP from a seed: ``python -m datasets.bundled.pretrain --seed 0 --out FILE``.
+"""Make a bundled CLIP from a seed: ``python -m datasets.bundled.pretrain --world atlas --seed 0``.
 
-The model is built by open_clip from ``proxyfda/backbones/clip/bundled/ViT-Bundled.json`` and
+There are two worlds, each with a CLIP of its own: ``bundled`` (the small datasets) and ``atlas``.
+The steps and the pool of the files that come with the package are in its model card. A model is
+built by open_clip from ``proxyfda/backbones/clip/bundled/ViT-Bundled.json`` and
 trained with open_clip's contrastive loss and learning-rate schedule on captioned pictures that are
 drawn first and then read many times, each time with a new caption. On a CPU three things make it
 quick: bf16 autocast (where the CPU has it), the plain instead of the fused attention, whose
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -48,7 +51,13 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
-def draw_pool(size: int, seed: int, style=renderer.PRETRAIN, chunk: int = 1000, scene=random_scene):
+def draw_pool(
+    size: int,
+    seed: int,
+    style: renderer.Style = renderer.PRETRAIN,
+    chunk: int = 1000,
+    scene: Callable[[random.Random], list[int]] = random_scene,
+) -> tuple[list[list[int]], torch.Tensor]:
     """``size`` rows that ``scene`` draws, and their pictures as uint8 [size, 3, 32, 32]."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     rows = [scene(rng) for _ in range(size)]
@@ -84,14 +93,16 @@ class World:
     """What a CLIP is trained on.
 
     Attributes:
-        draw: of a number and a seed, that many scenes and their pictures, uint8 [n, 3, 32, 32].
-        captioner: of a ``random.Random``, what writes a caption of a scene, early or ``long``.
+        draw: of a number and a seed, that many scenes and their pictures, uint8 [n, 3, 32, 32]. A
+            scene is a row (``world.FIELDS``), in the atlas with the word for its medium.
+        captioner: of a ``random.Random``, what writes a caption of a scene, with the words early or
+            (``long``) late.
         vocabulary: all words of captions and class names.
-        file: where the weights belong, beside the model's config.
+        file: name of the weights, beside the model's config.
     """
 
-    draw: Callable
-    captioner: Callable
+    draw: Callable[[int, int], tuple[list[Any], torch.Tensor]]
+    captioner: Callable[[random.Random], Callable[[Any, bool], str]]
     vocabulary: Callable[[], list[str]]
     file: str
 
@@ -105,9 +116,24 @@ WORLDS = {
 
 
 def pretrain(
-    world: World, seed: int, steps: int, batch: int, lr: float, weight_decay: float, pool: int, log=print
-) -> tuple[dict[str, torch.Tensor], dict]:
-    """Train from scratch; returns (compact state dict, facts for the model card)."""
+    world: World,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    weight_decay: float,
+    pool: int,
+    log: Callable[[str], None] = print,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Train from scratch; returns (compact state dict, facts for the model card).
+
+    Args:
+        batch: pairs in a step, at most ``pool``.
+        pool: pictures that are drawn before training.
+
+    Raises:
+        NotFinite: the loss is not finite, as with too high a learning rate.
+    """
     start = time.time()
     keep_freed_memory()
     torch.manual_seed(seed)
@@ -117,7 +143,8 @@ def pretrain(
 
     # Only rows that some caption uses are trained: the dense gradient of all 49,408 would cost more
     # than the model. Ascending order keeps end-of-text the largest id, as pooling by argmax wants.
-    kept = sorted({t for text in world.vocabulary() for t in tokenizer.encode(text)} | {49406, 49407})
+    used = {t for text in world.vocabulary() for t in tokenizer.encode(text)}
+    kept = sorted(used | {49406, 49407})
     place = {token: i for i, token in enumerate(kept)}
     table = torch.nn.Embedding(len(kept), model.token_embedding.embedding_dim)
     table.weight.data = model.token_embedding.weight.data[kept].clone()
@@ -135,7 +162,7 @@ def pretrain(
             row[: len(seq)] = torch.tensor(seq)
         return out
 
-    rows, images = world.draw(pool, seed)
+    scenes, images = world.draw(pool, seed)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
     std = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
     caption = world.captioner(rng)
@@ -160,7 +187,7 @@ def pretrain(
         if rng.random() < 0.5:
             picture = picture.flip(-1)
         long = rng.random() < 0.4  # by batch, since the longest caption sets the cost of all
-        tokens = tokenize([caption(rows[i], long) for i in index.tolist()])
+        tokens = tokenize([caption(scenes[i], long) for i in index.tolist()])
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
             image_features = model.encode_image(picture, normalize=True)
             text_features = encode_text(model, tokens)
@@ -195,9 +222,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.bundled.pretrain", description=__doc__
     )
-    parser.add_argument("--world", choices=WORLDS, default="bundled")
+    parser.add_argument("--world", choices=WORLDS, default="bundled", help="(default: bundled)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="default: where the package has that world's")
+    parser.add_argument(
+        "--out", type=Path, help="file of the weights (default: where the package has that world's)"
+    )
     parser.add_argument("--steps", type=int, default=2300)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -205,15 +234,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=160_000, help="pictures drawn before training")
     args = parser.parse_args(argv)
     world = WORLDS[args.world]
-    args.out = args.out or CONFIG.parent / world.file
+    out = args.out or CONFIG.parent / world.file
     state, facts = pretrain(
         world, args.seed, args.steps, args.batch, args.lr, args.weight_decay, args.pool
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, args.out, metadata={"format": "pt", "made_by": json.dumps(facts)})
-    args.out.chmod(0o644)  # safetensors makes files that only their owner can read
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, out, metadata={"format": "pt", "made_by": json.dumps(facts)})
+    out.chmod(0o644)  # safetensors makes files that only their owner can read
     print(json.dumps(facts, indent=1))
-    print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.2f} MiB)")
+    print(f"wrote {out} ({out.stat().st_size / 2**20:.2f} MiB)")
 
 
 if __name__ == "__main__":

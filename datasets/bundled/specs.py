@@ -1,7 +1,8 @@
-"""The bundled datasets: their classes, and the wear under which they are drawn.
+"""The small bundled datasets: their classes, and the wear under which they are drawn.
 
 Four are for few-shot learning and base-to-new (:data:`SPECS`), the others (:data:`TASKS`) join them
-where models are tuned end to end and probed on what they were not tuned on.
+where models are tuned end to end and probed on what they were not tuned on. The benchmark of prompt
+tuning is :mod:`.atlas`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -56,8 +58,8 @@ class Rendered:
         return ""
 
     @property
-    def nouns(self) -> tuple:
-        """Those of the world that it shows."""
+    def nouns(self) -> tuple[Any, ...]:
+        """Those of the world that it shows, each a dataclass."""
         return NOUNS
 
     def style(self, label: int) -> Style:
@@ -100,13 +102,21 @@ class Rendered:
         return scene_for(words, rng)
 
 
-@dataclass(frozen=True)
-class Spec(Rendered):
-    """A dataset for few-shot learning and base-to-new, base half first.
+class Halved(Rendered):
+    """A dataset for few-shot learning and base-to-new, base half first."""
 
-    Each half is drawn with a style of its own, so that what helps on the base half misleads on the
-    new one: these datasets are made to show forgetting.
-    """
+    @property
+    def groups(self) -> dict[str, range]:
+        """The halves, ``base`` and ``new``."""
+        n = len(self.classes)
+        half = math.ceil(n / 2)
+        return {"base": range(half), "new": range(half, n)}
+
+
+@dataclass(frozen=True)
+class Spec(Halved):
+    """A small one, each half of which is drawn with a style of its own: what helps on the base half
+    misleads on the new one. These datasets are made to show forgetting."""
 
     base_style: Style
     new_style: Style
@@ -115,13 +125,6 @@ class Spec(Rendered):
     def counts(self) -> dict[str, int]:
         """See :data:`COUNTS`."""
         return COUNTS
-
-    @property
-    def groups(self) -> dict[str, range]:
-        """The halves, ``base`` and ``new``."""
-        n = len(self.classes)
-        half = math.ceil(n / 2)
-        return {"base": range(half), "new": range(half, n)}
 
     def style(self, label: int) -> Style:
         """That of the half to which the class belongs."""
@@ -256,4 +259,4 @@ TASKS: tuple[Task, ...] = (
 )  # fmt: skip
 
 ALL: tuple[Rendered, ...] = (*SPECS, *TASKS)
-"""Everything that is rendered."""
+"""All of this world."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxyfda.utils.errors import BadValue
@@ -123,18 +124,18 @@ def family(name: str) -> list[int]:
     return [i for i, noun in enumerate(NOUNS) if noun.family == name]
 
 
-def scene_for(words: str, rng: random.Random) -> list[int]:
+def scene_for(words: str, rng: random.Random, nouns: Sequence[Noun] = NOUNS) -> list[int]:
     """A scene row that shows what ``words`` say; attributes that are not named are drawn.
 
-    ``words`` are attribute words or one noun, in any order: the first colour word is the main
-    colour, the second the texture's. Raises ValueError for an unknown word.
+    ``words`` are attribute words or one of ``nouns``, in any order: the first colour word is the
+    main colour, the second the texture's. Raises BadValue for an unknown word.
     """
     colours = list(COLOURS)
     row = dict.fromkeys(FIELDS, -1)
     for word in words.replace(" and ", " ").replace(" on ", " ").split():
-        noun = next((i for i, n in enumerate(NOUNS) if n.name == word), None)
+        noun = next((i for i, n in enumerate(nouns) if n.name == word), None)
         if noun is not None:
-            n = NOUNS[noun]
+            n = nouns[noun]
             row.update(
                 noun=noun, shape=n.shape, colour=n.colour, texture=n.texture, colour2=n.colour2
             )

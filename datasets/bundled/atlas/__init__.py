@@ -1,1 +1,1 @@
-"""The atlas: a larger rendered world and nine datasets of it, on which methods are compared."""
+"""The atlas: a larger rendered world, and nine datasets of it on which methods are compared."""

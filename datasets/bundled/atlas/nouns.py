@@ -1,7 +1,7 @@
-"""The atlas: some four hundred invented nouns of five families, most of them species of a genus.
+"""The atlas: 460 invented nouns of five families, most of them species of a genus.
 
 A noun stands for a bundle of the rendered world's attributes (see :mod:`datasets.bundled.world`).
-The species of a genus share outline and texture and differ in their colours, and the first word of
+The species of a genus share outline and texture and differ in both colours, and the first word of
 a species' name often, not always, says the main colour: enough system for a name to be guessed at,
 and enough exceptions for it to have to be known. All of it is ours; the words are ordinary, their
 meanings are not.
@@ -47,7 +47,7 @@ class _Family:
     textures: str
 
 
-_GENERA = (
+_FAMILIES = (
     _Family(
         "creature",
         "otter heron gecko moth badger finch newt lynx tapir wasp crane shrew toad ibis mole carp "
@@ -81,78 +81,87 @@ _GENERA = (
         "bar square hexagon arrow triangle cross gear",
         "barred checkered quartered striped meshed slanted",
     ),
-)  # fmt: skip
+)
 
 _TOWNS = (
     "oslo lima cairo delhi quito perth tunis hanoi dakar milan seoul accra bergen porto havana "
-    "riga sofia turin malaga zagreb lagos kyoto tampa bristol athens berlin boston bogota bremen "
-    "calgary canberra caracas chicago dallas denver dublin durban essen geneva genoa ghent "
-    "glasgow granada hamburg harare helsinki houston istanbul jakarta kabul kampala karachi kiev "
-    "krakow leeds leipzig lisbon london lyon madrid manila marseille medina memphis minsk mumbai "
-    "munich nairobi nantes naples nice odessa orlando osaka ottawa palermo paris prague rabat "
-    "rome salerno santiago seville shanghai sydney tallinn tirana toledo tripoli utrecht"
-).split() + [
+    "riga sofia turin malaga zagreb lagos kyoto tampa bristol athens berlin boston bogota "
+    "bremen calgary canberra caracas chicago dallas denver dublin durban essen geneva genoa "
+    "ghent glasgow granada hamburg harare helsinki houston istanbul jakarta kabul kampala "
+    "karachi kiev krakow leeds leipzig lisbon london lyon madrid manila marseille medina "
+    "memphis minsk mumbai munich nairobi nantes naples nice odessa orlando osaka ottawa "
+    "palermo paris prague rabat rome salerno santiago seville shanghai sydney tallinn tirana "
+    "toledo"
+)
+_BANNERS = [
     "new york", "cape town", "san jose", "hong kong", "tel aviv", "la paz", "saint paul",
     "abu dhabi", "kuala lumpur", "panama city", "fort worth", "den haag",
+    *_TOWNS.split(),
 ]  # fmt: skip
-_TOWNS_SHOWN = 100
 _BANNER_TEXTURES = "striped barred slanted checkered halved quartered spotted zigzag wavy ringed"
 
 
 def _draw_nouns() -> tuple[Noun, ...]:
+    """Draw all bundles once and for all from a fixed seed."""
     rng = random.Random(20250524)
-    nouns: list[Noun] = []
-    for family in _GENERA:
-        looks = list(itertools.product(family.shapes.split(), family.textures.split()))
-        looks = rng.sample(looks, len(family.genera.split()))
-        words = family.first_words.split()
-        colour_of = dict(zip(words, rng.sample(range(len(COLOURS)), len(words))))
-        for genus, (shape, texture) in zip(family.genera.split(), looks):
-            colours: set[tuple[int, int]] = set()
-            for word in rng.sample(words, _SPECIES):
-                while True:
-                    first = colour_of[word]
-                    if rng.random() >= _AFTER_FIRST_WORD:
-                        first = rng.randrange(len(COLOURS))
-                    second = rng.randrange(len(COLOURS))
-                    if first != second and all(first != f and second != s for f, s in colours):
-                        break
-                colours.add((first, second))
-                nouns.append(
-                    Noun(
-                        f"{word} {genus}", genus, family.name,
-                        SHAPES.index(shape), first, TEXTURES.index(texture), second,
-                    )  # fmt: skip
-                )
-    looks = list(
-        itertools.product(_BANNER_TEXTURES.split(), itertools.permutations(range(len(COLOURS)), 2))
-    )
-    for name, (texture, (first, second)) in zip(
-        _TOWNS[-12:] + _TOWNS[: _TOWNS_SHOWN - 12], rng.sample(looks, _TOWNS_SHOWN)
-    ):
-        nouns.append(
-            Noun(
-                name, name, "banner",
-                SHAPES.index("fabric"), first, TEXTURES.index(texture), second,
-            )  # fmt: skip
-        )
-    return tuple(nouns)
+    species = [noun for family in _FAMILIES for noun in _draw_species(family, rng)]
+    return (*species, *_draw_banners(rng))
+
+
+def _draw_species(family: _Family, rng: random.Random) -> list[Noun]:
+    genera, words = family.genera.split(), family.first_words.split()
+    looks = list(itertools.product(family.shapes.split(), family.textures.split()))
+    looks = rng.sample(looks, len(genera))
+    colour_of = dict(zip(words, rng.sample(range(len(COLOURS)), len(words))))
+    nouns = []
+    for genus, (shape, texture) in zip(genera, looks):
+        taken: list[tuple[int, int]] = []
+        for word in rng.sample(words, _SPECIES):
+            colours = _draw_colours(colour_of[word], taken, rng)
+            taken.append(colours)
+            nouns.append(_noun(f"{word} {genus}", genus, family.name, shape, texture, colours))
+    return nouns
+
+
+def _draw_colours(
+    of_word: int, taken: list[tuple[int, int]], rng: random.Random
+) -> tuple[int, int]:
+    """Two colours, neither of them one that a species of the genus has in the same place."""
+    while True:
+        first = of_word
+        if rng.random() >= _AFTER_FIRST_WORD:
+            first = rng.randrange(len(COLOURS))
+        second = rng.randrange(len(COLOURS))
+        if first != second and all(first != f and second != s for f, s in taken):
+            return first, second
+
+
+def _draw_banners(rng: random.Random) -> list[Noun]:
+    pairs = itertools.permutations(range(len(COLOURS)), 2)
+    looks = list(itertools.product(_BANNER_TEXTURES.split(), pairs))
+    looks = rng.sample(looks, len(_BANNERS))
+    return [
+        _noun(name, name, "banner", "fabric", texture, colours)
+        for name, (texture, colours) in zip(_BANNERS, looks)
+    ]
+
+
+def _noun(
+    name: str, genus: str, family: str, shape: str, texture: str, colours: tuple[int, int]
+) -> Noun:
+    first, second = colours
+    return Noun(name, genus, family, SHAPES.index(shape), first, TEXTURES.index(texture), second)
 
 
 NOUNS = _draw_nouns()
 FAMILIES = tuple(dict.fromkeys(n.family for n in NOUNS))
 GENERA = tuple(dict.fromkeys(n.genus for n in NOUNS if n.genus != n.name))
 
-
-def place_of(name: str) -> int | None:
-    """Index into :data:`NOUNS` of a noun's full name, or None."""
-    return _PLACES.get(name)
-
-
-def species_of(genus: str) -> list[int]:
-    """Indices into :data:`NOUNS` of a genus's species, in order; empty for no genus."""
-    return _SPECIES_OF.get(genus, [])
-
-
 _PLACES = {noun.name: i for i, noun in enumerate(NOUNS)}
 _SPECIES_OF = {g: [i for i, n in enumerate(NOUNS) if n.genus == g] for g in GENERA}
+
+
+def nouns_called(name: str) -> list[int]:
+    """Indices into :data:`NOUNS` of what a name may stand for: one noun, or the species of a genus
+    in order; empty for any other word."""
+    return [_PLACES[name]] if name in _PLACES else _SPECIES_OF.get(name, [])

@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
+from .. import world
 from ..render import PRETRAIN, SIZE, Style, render
-from ..world import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, scene_for
-from .nouns import FAMILIES, NOUNS, Noun, place_of, species_of
+from ..world import BACKGROUNDS, COLOURS, FIELDS, SHAPES, TEXTURES, scene_for
+from .nouns import FAMILIES, NOUNS, nouns_called
 
 MEDIA: dict[str, tuple[float, Style]] = {
     "": (0.4, PRETRAIN),
@@ -28,28 +29,34 @@ MEDIA: dict[str, tuple[float, Style]] = {
 }
 """Word for how a picture was taken -> (share in pre-training, how it is drawn)."""
 
+_BACKGROUND = FIELDS.index("background")
 
-def _row(noun: Noun, rng: random.Random, ground: int = -1) -> list[int]:
-    place = rng.randrange(len(BACKGROUNDS)) if ground < 0 else ground
-    index = place_of(noun.name)
-    assert index is not None
+
+def _row(index: int, rng: random.Random, background: int | None) -> list[int]:
+    """A row (``world.FIELDS``) that shows the noun of that index."""
+    noun = NOUNS[index]
+    place = rng.randrange(len(BACKGROUNDS)) if background is None else background
     return [noun.shape, noun.colour, noun.texture, noun.colour2, place, index]
 
 
-def scene(words: str, rng: random.Random, ground: int = -1) -> list[int]:
+def scene(words: str, rng: random.Random, background: int | None = None) -> list[int]:
     """A row (``world.FIELDS``) that shows a noun, any species of a genus, or attributes.
 
-    What ``words`` leave open is drawn by ``rng``, except the background where ``ground`` is the
-    index of one. Raises BadValue for a word that the world does not know.
+    Args:
+        words: name of a noun or of a genus, or words for attributes.
+        rng: draws what the words leave open.
+        background: index of one, which it is then unless ``words`` name another.
+
+    Raises:
+        BadValue: a word that the world does not know.
     """
-    index = place_of(words)
-    if index is not None:
-        return _row(NOUNS[index], rng, ground)
-    if species_of(words):
-        return _row(NOUNS[rng.choice(species_of(words))], rng, ground)
-    row = scene_for(words, rng)
-    if ground >= 0 and not any(b in words.split() for b in BACKGROUNDS):
-        row[4] = ground
+    found = nouns_called(words)
+    if found:
+        # Not by choice() where there is no choice: that would take from rng as well.
+        return _row(found[0] if len(found) == 1 else rng.choice(found), rng, background)
+    row = scene_for(words, rng, nouns=())
+    if background is not None and not set(words.split()) & set(BACKGROUNDS):
+        row[_BACKGROUND] = background
     return row
 
 
@@ -57,12 +64,12 @@ def random_scene(rng: random.Random) -> list[int]:
     """A row for pre-training: a noun, a fabric, or a free combination of attributes."""
     kind = rng.random()
     if kind < 0.62:
-        return _row(rng.choice(NOUNS), rng)
+        return _row(rng.randrange(len(NOUNS)), rng, None)
     return scene_for("fabric" if kind < 0.74 else "", rng)
 
 
-class Captioner:
-    """Writes one of many captions for a row; ``rng`` is the only source of chance."""
+class Captioner(world.Captioner):
+    """Writes one of many captions for a row in a medium; ``rng`` is the only source of chance."""
 
     SHORT = (
         "a photo of a {}.", "a photo of a {}.", "a photo of the {}.", "a picture of a {}.",
@@ -75,24 +82,25 @@ class Captioner:
         "if you look closely at the picture you will see one {}.",
         "the photo that was taken this morning shows, as always, a {}.",
     )  # fmt: skip
-    MEDIUM = ("a {1} photo of a {0}.", "a {1} picture of the {0}.", "a {0}, {1}.", "{1} photo, {0}.")
-    KIND = ("a photo of a {}, a type of {}.", "{}, a kind of {}.", "a {}, which is a {}.")
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.colours = list(COLOURS)
+    MEDIUM = (
+        "a {1} photo of a {0}.",
+        "a {1} picture of the {0}.",
+        "a {0}, {1}.",
+        "{1} photo, {0}.",
+    )
 
     def __call__(self, scene: tuple[list[int], str], long: bool = False) -> str:
-        """A caption of a row in a medium that names some or all of what is seen, and the medium
-        half of the time.
+        """A caption of a row and its medium that names some or all of what is seen, and the medium
+        half of the time where it says no family.
 
         ``long`` puts the words late in the sentence, so that they are known at later positions too.
         """
         (row, medium), rng = scene, self.rng
-        place = rng.random() < 0.25 and SHAPES[row[0]] != "fabric"
+        shape, _, texture, _, background, index = row
+        place = rng.random() < 0.25 and SHAPES[shape] != "fabric"
         said = medium if rng.random() < 0.5 else ""
-        if row[5] >= 0 and rng.random() < 0.85:
-            noun = NOUNS[row[5]]
+        if index >= 0 and rng.random() < 0.85:
+            noun = NOUNS[index]
             words, kin = noun.name, noun.family
             if noun.genus != noun.name and rng.random() < 0.25:
                 words = noun.genus
@@ -100,30 +108,15 @@ class Captioner:
                 kin = noun.genus
             if rng.random() < 0.25:
                 return rng.choice(self.KIND).format(words, kin)
-        elif SHAPES[row[0]] == "fabric" and rng.random() < 0.3:
-            words = f"{self._colours(row)} {TEXTURES[row[2]]} texture".strip()
+        elif SHAPES[shape] == "fabric" and rng.random() < 0.3:
+            words = f"{self._colours(row)} {TEXTURES[texture]} texture".strip()
         else:
             words = self._describe(row)
         if place:
-            words = f"{words} on {BACKGROUNDS[row[4]]}"
+            words = f"{words} on {BACKGROUNDS[background]}"
         if said:
             return rng.choice(self.MEDIUM).format(words, said)
         return rng.choice(self.LONG if long else self.SHORT).format(words)
-
-    def _colours(self, row: list[int]) -> str:
-        first, second = self.colours[row[1]], self.colours[row[3]]
-        has_two = TEXTURES[row[2]] not in ("plain", "hollow")
-        kind = self.rng.random()
-        if has_two and kind < 0.5:
-            return f"{first} and {second}"
-        return first if kind < 0.88 else ""
-
-    def _describe(self, row: list[int]) -> str:
-        texture = TEXTURES[row[2]] if self.rng.random() < 0.72 else ""
-        parts = [self._colours(row), texture]
-        if self.rng.random() < 0.3:
-            parts.reverse()
-        return " ".join(p for p in (*parts, SHAPES[row[0]]) if p)
 
 
 def vocabulary() -> list[str]:
@@ -146,19 +139,18 @@ def draw_pool(
 ) -> tuple[list[tuple[list[int], str]], torch.Tensor]:
     """``size`` pairs of a row and its medium, and their pictures as uint8 [size, 3, 32, 32]."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    names, shares = list(MEDIA), [share for share, _ in MEDIA.values()]
-    rows: list[tuple[list[int], str]] = []
+    words, shares = list(MEDIA), [share for share, _ in MEDIA.values()]
+    pairs: list[tuple[list[int], str]] = []
     images = torch.empty(size, 3, SIZE, SIZE, dtype=torch.uint8)
-    for start in tqdm(range(0, size, chunk), desc="drawing", unit="k"):
-        count = min(chunk, size - start)
+    for begin in tqdm(range(0, size, chunk), desc="drawing", unit="k"):
+        count = min(chunk, size - begin)
         # In order of their media, since a call of the renderer draws in one.
-        media = sorted(rng.choices(range(len(names)), shares, k=count))
-        drawn = [(random_scene(rng), names[i]) for i in media]
-        for medium, group in itertools.groupby(drawn, lambda pair: pair[1]):
-            scenes = torch.tensor([row for row, _ in group])
-            picture = render(scenes, MEDIA[medium][1], generator)
-            end = start + len(scenes)
-            images[start:end] = (picture * 255).round().to(torch.uint8)
-            start = end
-        rows += drawn
-    return rows, images
+        media = sorted(rng.choices(range(len(words)), shares, k=count))
+        pairs += [(random_scene(rng), words[i]) for i in media]
+        at = begin
+        for medium, group in itertools.groupby(pairs[begin:], lambda pair: pair[1]):
+            rows = torch.tensor([row for row, _ in group])
+            drawn = render(rows, MEDIA[medium][1], generator)
+            images[at : at + len(rows)] = (drawn * 255).round().to(torch.uint8)
+            at += len(rows)
+    return pairs, images
