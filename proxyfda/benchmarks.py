@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BENCHMARKS", "BUNDLED", "BUNDLED_TASKS", "FINETUNE", "SHIFTED", "TITLES", "dataset_key"]
+__all__ = [
+    "BENCHMARKS",
+    "BUNDLED",
+    "BUNDLED_TASKS",
+    "FINETUNE",
+    "RENDERED",
+    "SHIFTED",
+    "SMALL",
+    "TITLES",
+    "dataset_key",
+]
 
 # Names of the config files and of the readers' modules -> names in the papers and of the readers.
 TITLES = {
@@ -49,21 +59,24 @@ _ONLY_FINETUNE = ("cifar10", "cifar100", "mnist", "svhn", "gtsrb", "resisc45")
 BENCHMARKS = tuple(name for name in TITLES if name not in (*SHIFTED, *_ONLY_FINETUNE))
 """The eleven datasets of base-to-new generalisation and few-shot learning."""
 
-ATLAS = (
+BUNDLED = (
     "atlas_banners", "atlas_creatures", "atlas_fabrics", "atlas_flowers", "atlas_fruits",
     "atlas_grounds", "atlas_scenes", "atlas_things", "atlas_tools",
 )  # fmt: skip
-"""Rendered datasets that stand in for them, without downloads."""
+"""The bundled benchmark: rendered datasets that stand in for these eleven, without downloads."""
 
-BUNDLED = ("bundled_banners", "bundled_creatures", "bundled_fruits", "bundled_scenes")
-"""Smaller ones, made to forget, of few classes."""
+SMALL = ("bundled_banners", "bundled_creatures", "bundled_fruits", "bundled_scenes")
+"""Small rendered ones of few classes, for examples and tests."""
 
 BUNDLED_TASKS = (
-    *BUNDLED,
+    *SMALL,
     "bundled_shapes", "bundled_colours", "bundled_textures", "bundled_grounds", "bundled_fabrics",
     "bundled_toys",
 )  # fmt: skip
 """The same and others, for tuning end to end and probing what is forgotten."""
+
+RENDERED = (*BUNDLED, *BUNDLED_TASKS)
+"""All that need no data."""
 
 _ALIASES = {"flowers102": "oxford_flowers", "cars": "stanford_cars"}
 _ALIASES.update((key.replace("_", ""), key) for key in TITLES)

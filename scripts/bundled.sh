@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Zero-shot CLIP and every host trainer, each plain, with FDA, with Proxy-FDA and with the rivals rkd
-# and pointwise, on the four bundled datasets over three seeds (test splits), on the CPU; then table
-# and figures.
+# and pointwise, on the bundled benchmark (the nine atlas datasets of docs/DATASETS.md) over three seeds
+# (test splits), on the CPU; then table and figures.
 #   bash scripts/bundled.sh [SHOTS] [KEY VALUE ...]
 # Environment: TRAINERS (such as ZeroshotCLIP,CoOp,CoOp+rkd), DATASETS, SEEDS (joined by commas), DATA,
 # OUTPUT, WORKERS; and as for base2new.sh.

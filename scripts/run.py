@@ -51,9 +51,11 @@ REPRODUCED = "ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp,PromptSRC,FDAPromptSRC,Prox
 HELP = {
     "DATA": "folder of the datasets",
     "OUTPUT": "folder of the results (default: output)",
-    "DATASETS": "joined by commas; bundled: those of this repository (default: the 11 benchmarks)",
+    "DATASETS": "joined by commas; bundled: nine of this repository, without downloads; of tuning "
+    "end to end three others (default: the 11 benchmarks)",
     "SOURCE": "dataset to train on (default: imagenet)",
-    "TARGETS": "datasets to test on, joined by commas (default: the other ten; the shifted ones)",
+    "TARGETS": "datasets to test on, joined by commas (default: the other ten; the shifted ones; "
+    "for a rendered source the others of its world)",
     "SEEDS": "joined by commas or spaces (default: 1,2,3)",
     "SHOTS": "images per class (default: 16; few-shot: 1,2,4,8,16)",
     "CFG": "config of the trainer (default: configs/defaults.yaml)",
@@ -365,11 +367,10 @@ def _find_folders(args: argparse.Namespace) -> None:
     args.source = _names(args.source or "imagenet", bundled)[0]
     if args.targets:
         args.targets = _names(args.targets, bundled)
-    elif args.source in bundled:
-        args.targets = bundled
     else:
         shifted = args.protocol == "domain_generalization"
-        args.targets = list(SHIFTED if shifted else BENCHMARKS)
+        named = SHIFTED if shifted else BENCHMARKS
+        args.targets = PROJECT.rendered_targets(args.source) or list(named)
     args.targets = [name for name in args.targets if name != args.source]
     moving = args.protocol in ("cross_dataset", "domain_generalization")
     args.used = [args.source, *args.targets] if moving else args.datasets

@@ -1,7 +1,8 @@
-"""Zero-shot accuracy of the bundled CLIP: ``python -m datasets.bundled.zeroshot --out FILE``.
+"""Zero-shot accuracy of the bundled CLIPs: ``python -m datasets.bundled.zeroshot --out FILE``.
 
 Writes a JSON with accuracy (percent) per dataset on val and test, of the base and of the new half
-or of the whole task and of a linear probe on it, and prints the rows of the model card's tables.
+or of the whole task and of a linear probe on it, each with the CLIP of its world, and prints the
+rows of the model card's tables.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import torch
 
+from .atlas.datasets import PLATES
 from .specs import ALL, TASKS, Rendered
+
+WORLDS: dict[str, tuple[Rendered, ...]] = {"bundled": ALL, "atlas": PLATES}
+"""``MODEL.BACKBONE.WEIGHTS`` -> the datasets of the world that they know."""
 
 
 @torch.no_grad()
@@ -59,6 +64,18 @@ def linear_probe(clip, spec: Rendered, splits: tuple[str, ...]) -> list[float]:
     return scores
 
 
+def measure(clip, spec: Rendered) -> dict:
+    """The entry of a dataset in the JSON: its number of classes, and accuracy on val and test."""
+    entry: dict = {"classes": len(spec.classes)}
+    for split in ("val", "test"):
+        scores = zero_shot(clip, spec, split)
+        entry[split] = {group: round(score, 2) for group, score in scores.items()}
+    if spec in TASKS:
+        for split, score in zip(("val", "test"), linear_probe(clip, spec, ("val", "test"))):
+            entry[split]["probe"] = round(score, 2)
+    return entry
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line; ``--help`` lists the options."""
     from proxyfda.backbones.clip import load_clip
@@ -66,24 +83,24 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.bundled.zeroshot", description=__doc__
     )
-    parser.add_argument("--weights", default="bundled", help="'bundled' or a file")
+    parser.add_argument("--world", choices=WORLDS, help="(default: both)")
+    parser.add_argument("--weights", help="file in place of the world's own; needs --world")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    clip = load_clip("ViT-Bundled", args.weights)
+    if args.weights and not args.world:
+        parser.error("--weights are of one world; give --world as well")
     table = {}
-    for spec in ALL:
-        entry: dict = {"classes": len(spec.classes)}
-        for split in ("val", "test"):
-            scores = zero_shot(clip, spec, split)
-            entry[split] = {group: round(score, 2) for group, score in scores.items()}
-        if spec in TASKS:
-            for split, score in zip(("val", "test"), linear_probe(clip, spec, ("val", "test"))):
-                entry[split]["probe"] = round(score, 2)
-        table[spec.folder] = entry
-        figures = [f"{v:.2f}" for split in ("val", "test") for v in entry[split].values()]
-        print(f"| {' | '.join((spec.folder, str(entry['classes']), *figures))} |")
+    for world in [args.world] if args.world else WORLDS:
+        clip = load_clip("ViT-Bundled", args.weights or world)
+        for spec in WORLDS[world]:
+            entry = table[spec.folder] = measure(clip, spec)
+            figures = [f"{v:.2f}" for split in ("val", "test") for v in entry[split].values()]
+            print(f"| {' | '.join((spec.folder, str(entry['classes']), *figures))} |")
     args.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":
+    from proxyfda.utils.errors import show_user_errors
+
+    show_user_errors()
     main()

@@ -26,7 +26,7 @@ def load_backbone(
     | name | weights |
     |---|---|
     | open_clip's: ``ViT-B/32``, ``RN50``, ``ViT-B-16-SigLIP`` | ``openai``, another tag, a file |
-    | ``ViT-Bundled`` | ``bundled``, a file |
+    | ``ViT-Bundled`` | ``bundled``, ``atlas``, a file |
     | ``timm:`` and a name of timm | ``hub``, a file |
     | ``flava`` or ``facebook/flava-full`` | ``hub``, a file or a folder of transformers |
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from proxyfda.benchmarks import ATLAS, BUNDLED, BUNDLED_TASKS
+from proxyfda.benchmarks import BUNDLED, RENDERED, SMALL
 from proxyfda.names import HOSTS, is_regularised, is_zero_shot, split_run_name, tunes_end_to_end
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.suggest import did_you_mean
@@ -21,6 +21,8 @@ from proxyfda.utils.suggest import did_you_mean
 # Zero-shot runs take CoOp's preprocessing and backbone, as upstream's scripts do.
 _CONFIGS_OF_ZERO_SHOT = "CoOp"
 _CONFIGS_OF_FINETUNING = "FineTune"
+# Configs with the encoder of a rendered world are called by the first part of its datasets' names.
+_WORLDS = {name.split("_")[0] for name in RENDERED}
 
 
 def _configs_of(name: str) -> str:
@@ -54,7 +56,8 @@ class Project:
         return sorted(found, key=lambda n: (known.get(n, len(known)), n))
 
     def default_config(self, name: str, dataset: str, protocol: str, shots: int) -> str:
-        """Config that a protocol takes where none is named, from ``defaults.yaml``.
+        """Config that a protocol takes where none is named: that of a rendered dataset's world
+        (``atlas``, ``bundled``), else what ``defaults.yaml`` says.
 
         Args:
             name: of the run, see :mod:`proxyfda.names`.
@@ -62,9 +65,9 @@ class Project:
         Raises:
             BadValue: the file has nothing for it.
         """
-        rendered = dataset.split("_")[0]
-        if rendered in ("bundled", "atlas"):
-            return rendered
+        world = dataset.split("_")[0]
+        if world in _WORLDS:
+            return world
         host = _CONFIGS_OF_FINETUNING if tunes_end_to_end(name) else split_run_name(name)[0]
         table = self._defaults()[protocol]
         if host not in table:
@@ -151,14 +154,21 @@ class Project:
 
     @property
     def bundled_datasets(self) -> list[str]:
-        """Names of the bundled datasets that stand in for the benchmarks of prompt tuning."""
+        """Names of the rendered datasets that stand in for the benchmarks of prompt tuning."""
         return [name for name in self.rendered_datasets if name in BUNDLED]
 
     @property
     def rendered_datasets(self) -> list[str]:
-        """Names of all bundled datasets' configs, those for tuning end to end included."""
+        """Names of all rendered datasets' configs, small ones and those for tuning end to end
+        included."""
         names = _yaml_files(self._path("datasets"))
-        return [name for name in (*ATLAS, *BUNDLED_TASKS) if name in names]
+        return [name for name in RENDERED if name in names]
+
+    def rendered_targets(self, source: str) -> list[str]:
+        """Where a training on a rendered dataset is tested unless told otherwise: the source's
+        world, whose words the encoder knows. Empty for any other source."""
+        groups = [group for group in (BUNDLED, SMALL) if source in group]
+        return [name for name in self.rendered_datasets if groups and name in groups[0]]
 
     def dataset_config(self, dataset: str) -> str:
         """Path of ``configs/datasets/<dataset>.yaml``, or of a YAML file given as it is.

@@ -46,12 +46,11 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 AUTOCAST = {"amp": torch.float16, "bf16": torch.bfloat16}
 """Precisions with fp32 weights, and what training computes in under autocast."""
 BUNDLED_WEIGHTS = "bundled"
-ATLAS_WEIGHTS = "atlas"
+# Tag of weights that come with the package, each for a rendered world -> their file.
 _BUNDLED_FILES = {
     BUNDLED_WEIGHTS: f"{BUNDLED_NAME}.safetensors",
-    ATLAS_WEIGHTS: f"{BUNDLED_NAME}-atlas.safetensors",
+    "atlas": f"{BUNDLED_NAME}-atlas.safetensors",
 }
-"""Tag of weights that come with the package -> their file."""
 # Entries of OpenAI's archives that describe the model; they are not weights.
 OPENAI_META = ("input_resolution", "context_length", "vocab_size")
 # A buffer that transformers no longer stores; files of models with its text towers still do.
@@ -126,7 +125,7 @@ def load_any_clip(
     Args:
         name: OpenAI's spelling as in CoOp (``ViT-B/16``, ``RN50``, ``ViT-L/14@336px``), an
             open_clip model name (``ViT-B-16-quickgelu``), or ``ViT-Bundled``.
-        weights: an open_clip tag (``openai``, ``laion2b_s34b_b88k``), ``bundled`` for
+        weights: an open_clip tag (``openai``, ``laion2b_s34b_b88k``), ``bundled`` or ``atlas`` for
             ``ViT-Bundled``, ``random``, or a file: OpenAI's TorchScript archive, a state dict in
             OpenAI's layout, or a state dict / safetensors of the named open_clip model.
         precision: ``fp16`` stores the matrices of attention, MLPs and projections in half
@@ -202,7 +201,8 @@ def weights_file(name: str, arch: str, weights: str) -> tuple[Path, dict[str, An
             )
         if weights not in _BUNDLED_FILES:
             raise BadValue(
-                f"OpenAI has no weights for {name}; set MODEL.BACKBONE.WEIGHTS {BUNDLED_WEIGHTS}."
+                f"OpenAI has no weights for {name}; set MODEL.BACKBONE.WEIGHTS to "
+                f"{' or '.join(_BUNDLED_FILES)}."
             )
         path = BUNDLED_DIR / _BUNDLED_FILES[weights]
         if not path.is_file():
@@ -222,9 +222,8 @@ def weights_file(name: str, arch: str, weights: str) -> tuple[Path, dict[str, An
             f"the weights file {path} does not exist; set MODEL.BACKBONE.WEIGHTS to an existing "
             f"file or to an open_clip tag."
         )
-    tags = (
-        [BUNDLED_WEIGHTS] if name == BUNDLED_NAME else open_clip.list_pretrained_tags_by_model(arch)
-    )
+    bundled = name == BUNDLED_NAME
+    tags = list(_BUNDLED_FILES) if bundled else open_clip.list_pretrained_tags_by_model(arch)
     known = f"{', '.join(tags)} or a file" if tags else "a file, since open_clip has none of it"
     raise BadValue(
         f"{name} has no weights {weights!r}{did_you_mean(weights, tags)}; set "
