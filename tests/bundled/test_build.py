@@ -11,9 +11,9 @@ from PIL import Image
 import datasets
 from datasets.bundled import BUNDLED, build, specs
 from datasets.bundled.__main__ import main as bundled_main
+from datasets.bundled.atlas.datasets import PLATES
 from datasets.bundled.specs import ALL, COUNTS, SPECS, TASK_COUNTS, TASKS
-from proxyfda.benchmarks import BUNDLED as BUNDLED_NAMES
-from proxyfda.benchmarks import BUNDLED_TASKS
+from proxyfda import benchmarks
 from proxyfda.dassl import build_dataset, get_cfg_default
 from proxyfda.experiments.project import Project
 from proxyfda.utils.errors import BadValue
@@ -129,33 +129,45 @@ def test_each_task_has_a_wear_of_its_own():
 
 
 def test_benchmarks_names_what_is_rendered():
-    assert sorted(BUNDLED_NAMES) == sorted(spec.folder for spec in SPECS)
-    assert sorted(BUNDLED_TASKS) == sorted(BUNDLED) == sorted(spec.folder for spec in ALL)
+    assert sorted(benchmarks.SMALL) == sorted(spec.folder for spec in SPECS)
+    assert sorted(benchmarks.BUNDLED_TASKS) == sorted(spec.folder for spec in ALL)
+    assert list(benchmarks.BUNDLED) == [plate.folder for plate in PLATES]
+    assert sorted(benchmarks.RENDERED) == sorted(build.RENDERED) == sorted(BUNDLED)
     project = Project(str(Path(datasets.__file__).parents[1]), entry="train")
-    assert project.bundled_datasets == sorted(BUNDLED_NAMES)
-    assert project.rendered_datasets == list(BUNDLED_TASKS)
+    assert project.bundled_datasets == list(benchmarks.BUNDLED)
+    assert project.rendered_datasets == list(benchmarks.RENDERED)
 
 
 # Fingerprint, and mean red, green and blue of three pictures of each class of val. Sines and square
 # roots may round differently elsewhere, which moves a mean by far less than another seed would.
 PIXELS = {
-    "creatures": ("bf5aeeb31a8e9ddc", [107.73, 96.7, 90.5]),
-    "fruits": ("22f7bc3e80286af3", [105.14, 97.01, 86.13]),
-    "banners": ("9008d24d56790a93", [136.74, 121.74, 119.47]),
-    "scenes": ("886d59cd221d120e", [106.88, 98.56, 88.04]),
-    "shapes": ("9d7abacad5a18991", [98.37, 96.18, 107.41]),
-    "colours": ("e0ccc134d7b425ef", [141.03, 107.04, 81.91]),
-    "textures": ("c4721878728264ab", [60.87, 108.65, 85.79]),
-    "grounds": ("cd5617ce12f42997", [130.9, 128.37, 124.73]),
-    "fabrics": ("e37f56f64cf6cd0b", [128.71, 107.34, 98.22]),
-    "toys": ("bd01e0f290e602b7", [85.2, 96.49, 112.57]),
+    "bundled_creatures": ("bf5aeeb31a8e9ddc", [107.73, 96.7, 90.5]),
+    "bundled_fruits": ("22f7bc3e80286af3", [105.14, 97.01, 86.13]),
+    "bundled_banners": ("9008d24d56790a93", [136.74, 121.74, 119.47]),
+    "bundled_scenes": ("886d59cd221d120e", [106.88, 98.56, 88.04]),
+    "bundled_shapes": ("9d7abacad5a18991", [98.37, 96.18, 107.41]),
+    "bundled_colours": ("e0ccc134d7b425ef", [141.03, 107.04, 81.91]),
+    "bundled_textures": ("c4721878728264ab", [60.87, 108.65, 85.79]),
+    "bundled_grounds": ("cd5617ce12f42997", [130.9, 128.37, 124.73]),
+    "bundled_fabrics": ("e37f56f64cf6cd0b", [128.71, 107.34, 98.22]),
+    "bundled_toys": ("bd01e0f290e602b7", [85.2, 96.49, 112.57]),
+    "atlas_banners": ("6779b362e1201ce7", [121.15, 113.29, 107.04]),
+    "atlas_creatures": ("ac32e6c7ac4aa4a0", [126.43, 103.31, 79.53]),
+    "atlas_fabrics": ("339eef85f8cad10a", [110.66, 124.24, 96.69]),
+    "atlas_flowers": ("f4b44338e657ee07", [103.06, 114.36, 112.79]),
+    "atlas_fruits": ("2b6f3050576a6a10", [101.1, 119.73, 90.34]),
+    "atlas_grounds": ("d399fe36ce061338", [106.97, 117.42, 108.83]),
+    "atlas_scenes": ("e192f682068e3f6d", [128.23, 128.16, 124.7]),
+    "atlas_things": ("501bc7bafe1417fe", [143.73, 117.97, 89.83]),
+    "atlas_tools": ("80c882f969d49471", [97.06, 92.97, 91.08]),
 }
 
 
-@pytest.mark.parametrize("spec", ALL, ids=lambda s: s.name)
-def test_pictures_are_those_of_every_machine(spec):
+@pytest.mark.parametrize("folder", build.RENDERED)
+def test_pictures_are_those_of_every_machine(folder):
+    spec = build.RENDERED[folder]
     pictures, _ = spec.draw("val", 3)
-    fingerprint, means = PIXELS[spec.name]
+    fingerprint, means = PIXELS[folder]
     assert spec.fingerprint() == fingerprint
     assert pictures.double().mean((0, 2, 3)).tolist() == pytest.approx(means, abs=0.01)
 
@@ -173,16 +185,20 @@ def test_missing_dataset_names_the_command(tmp_path, folder, declared):
         build_dataset(config(tmp_path, declared.__name__))
 
 
-def test_rendered_dataset_is_read_in_halves(tmp_path):
-    build.render_dataset(SPEC, tmp_path, SMALL)
-    dataset = build_dataset(config(tmp_path, BUNDLED[SPEC.folder].__name__))
-    half = math.ceil(len(SPEC.classes) / 2)
-    assert dataset.classnames == [name for name, _ in SPEC.classes[:half]]
-    assert len(dataset.train_x) == half and dataset.template == SPEC.template
+@pytest.mark.parametrize("folder", [SPEC.folder, "atlas_tools"])
+def test_rendered_dataset_is_read_in_halves(tmp_path, folder):
+    spec = build.RENDERED[folder]
+    build.render_dataset(spec, tmp_path, SMALL)
+    dataset = build_dataset(config(tmp_path, BUNDLED[folder].__name__))
+    half = math.ceil(len(spec.classes) / 2)
+    assert dataset.classnames == [name for name, _ in spec.classes[:half]]
+    assert dataset.all_classnames == [name for name, _ in spec.classes]
+    assert len(dataset.train_x) == half and dataset.template == spec.template
+    assert dataset.vocabulary == spec.vocabulary
 
 
 def test_command_says_what_it_did_and_refuses_a_file_as_root(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "ALL", SPECS[:1])
+    monkeypatch.setattr(build, "RENDERED", {SPEC.folder: SPEC})
     monkeypatch.setattr(specs, "COUNTS", SMALL)
     assert bundled_main(["--root", str(tmp_path / "a")]) == 0
     assert f"{SPEC.folder}: rendered" in capsys.readouterr().out

@@ -210,7 +210,9 @@ def test_unknown_precision():
         ("ViT-B/61", "openai", ValueError, "unknown backbone 'ViT-B/61' .did you mean 'ViT-B/16'"),
         ("ViT-B/16", "opnai", ValueError, "no weights 'opnai' .did you mean 'openai'"),
         ("ViT-B/16", "no/such.pt", FileNotFoundError, "weights file no/such.pt does not exist"),
-        ("ViT-B/16", "bundled", ValueError, "belongs to ViT-Bundled, not to ViT-B/16"),
+        ("ViT-B/16", "bundled", ValueError, "'bundled' belongs to ViT-Bundled, not to ViT-B/16"),
+        ("ViT-B/16", "atlas", ValueError, "'atlas' belongs to ViT-Bundled, not to ViT-B/16"),
+        ("ViT-Bundled", "atlsa", ValueError, "has no weights 'atlsa' .did you mean 'atlas'"),
         ("ViT-B-16-SigLIP", "webli", ValueError, "SigLIP cannot be prompted: .*not causal"),
         ("coca_ViT-B-32", "openai", ValueError, "coca_ViT-B-32 cannot be prompted: CoCa"),
         ("roberta-ViT-B-32", "x", ValueError, "cannot be prompted: .*Hugging Face's roberta-base"),
@@ -225,10 +227,11 @@ def test_bundled_model_takes_only_bundled_weights(monkeypatch, tmp_path):
     (tmp_path / "ViT-Bundled.json").write_text(json.dumps(TEST_CONFIG))
     monkeypatch.setattr(architectures, "BUNDLED_DIR", tmp_path)
     monkeypatch.setattr(loading, "BUNDLED_DIR", tmp_path)
-    with pytest.raises(ValueError, match="set MODEL.BACKBONE.WEIGHTS bundled"):
+    with pytest.raises(ValueError, match="set MODEL.BACKBONE.WEIGHTS to bundled or atlas"):
         load_clip("ViT-Bundled")
-    with pytest.raises(FileNotFoundError, match="ViT-Bundled.safetensors are missing"):
-        load_clip("ViT-Bundled", "bundled")
+    for weights, file in (("bundled", "ViT-Bundled"), ("atlas", "ViT-Bundled-atlas")):
+        with pytest.raises(FileNotFoundError, match=f"{file}.safetensors are missing"):
+            load_clip("ViT-Bundled", weights)
 
 
 @pytest.mark.parametrize("name", ["RN50", "RN101"])
@@ -254,7 +257,8 @@ def test_what_prompts_images_is_known_by_the_name():
 
 
 def test_the_bundled_model_names_the_weights_that_it_has():
-    with pytest.raises(ValueError, match="has no weights 'x'; set .*WEIGHTS to bundled or a file"):
+    said = "has no weights 'x'; set .*WEIGHTS to bundled, atlas or a file"
+    with pytest.raises(ValueError, match=said):
         load_clip("ViT-Bundled", "x")
 
 
