@@ -23,6 +23,7 @@ DATA = {
     "proxyfda/backbones/clip/bundled/README.md",
     "proxyfda/backbones/clip/bundled/ViT-Bundled.json",
     "proxyfda/backbones/clip/bundled/ViT-Bundled.safetensors",
+    "proxyfda/backbones/clip/bundled/ViT-Bundled-atlas.safetensors",
     "proxyfda/backbones/clip/bundled/zeroshot.json",
 }
 MODULES = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}

@@ -15,7 +15,7 @@ from datasets.bundled import BUNDLED
 from datasets.check import examine, main, registered_readers, resolve
 from datasets.entry import Counts, Entry
 from proxyfda.benchmarks import BENCHMARKS as THEIRS
-from proxyfda.benchmarks import BUNDLED_TASKS, FINETUNE, TITLES
+from proxyfda.benchmarks import FINETUNE, RENDERED, TITLES
 from proxyfda.dassl import DATASET_REGISTRY, DataManager, ImageError, get_cfg_default
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,7 +318,7 @@ class TestThePage:
         if reader.split_file:
             assert [f"`{reader.split_file}`", f"`{reader.split_sha256}`"] in self.rows
 
-    @pytest.mark.parametrize("name", BUNDLED_TASKS)
+    @pytest.mark.parametrize("name", RENDERED)
     def test_has_the_numbers_of_the_bundled_ones(self, name):
         told = [f"{number:,}" for number in BUNDLED[name].expected]
         (line,) = [row for row in self.rows if row[0] == f"`{name}`"]
@@ -331,7 +331,7 @@ class TestThePage:
     def test_names_the_mirror_and_the_bundled_datasets(self):
         for word in (
             "zhengli97/prompt_learning_dataset",
-            "bundled_fruits",
+            "atlas_fruits",
             "python -m datasets.check --root",
         ):
             assert word in self.text

@@ -149,7 +149,8 @@ def test_promptsrc_s_few_shot_aggregation_depends_on_the_dataset(dataset, mean, 
 def test_every_default_config_exists_and_merges(host, run):
     trainer = run.format(host)
     jobs = {}
-    for dataset, shots in itertools.product(["imagenet", "eurosat", "bundled_fruits"], [1, 2, 16]):
+    datasets = ["imagenet", "eurosat", "bundled_fruits", "atlas_fruits"]
+    for dataset, shots in itertools.product(datasets, [1, 2, 16]):
         for first, *_ in (
             protocols.base2new_jobs(trainer, dataset, 1, shots=shots, **WHERE),
             protocols.fewshot_jobs(trainer, dataset, 1, shots=shots, **WHERE),
@@ -159,6 +160,16 @@ def test_every_default_config_exists_and_merges(host, run):
     for job in jobs.values():
         cfg = load_config(job.parsed())
         assert job.name.startswith(run_name(cfg.TRAINER.NAME, cfg.TRAINER.PROXYFDA.REGULARISER))
+
+
+@pytest.mark.parametrize("run", [*PROJECT.hosts, "ZeroshotCLIP", "ProxyFDACoOp"])
+def test_rendered_datasets_take_the_encoder_that_knows_their_world(run):
+    for dataset in PROJECT.rendered_datasets:
+        world = dataset.split("_")[0]
+        assert PROJECT.default_config(run, dataset, "base2new", 16) == world
+        job, *_ = protocols.base2new_jobs(run, dataset, 1, **WHERE)
+        backbone = load_config(job.parsed()).MODEL.BACKBONE
+        assert {backbone.NAME: backbone.WEIGHTS} == {"ViT-Bundled": world}
 
 
 def test_defaults_name_protocols_and_trainers_that_there_are():

@@ -9,7 +9,7 @@ import pytest
 import run as command_line
 
 import train
-from proxyfda.benchmarks import BENCHMARKS
+from proxyfda.benchmarks import BENCHMARKS, BUNDLED, SMALL
 from proxyfda.experiments import layout
 
 ROOT = Path(train.__file__).parent
@@ -44,7 +44,7 @@ def test_base2new_all_has_eleven_datasets_and_three_seeds(dry):
     ("words", "count"),
     [
         (["base2new", "CoOp,FDACoOp", "dtd", "1,2", "4"], 8),
-        (["base2new_all", "CoOp,ZeroshotCLIP", "--datasets", "bundled"], 4 * (3 * 2 + 2)),
+        (["base2new_all", "CoOp,ZeroshotCLIP", "--datasets", "bundled"], 9 * (3 * 2 + 2)),
         (["fewshot", "CoOp"], 11 * 5 * 3),
         (["fewshot", "CoOp", "dtd"], 5 * 3),
         (["fewshot", "CoOp", "dtd", "1,16", "OPTIM.MAX_EPOCH", "1", "--seeds", "1"], 2),
@@ -52,6 +52,7 @@ def test_base2new_all_has_eleven_datasets_and_three_seeds(dry):
         (["domain_generalization", "CoOp", "16"], 3 * 5),
         (["domain_generalization", "ZeroshotCLIP"], 5),
         (["cross_dataset", "CoOp", "--source", "bundled_fruits", "--seeds", "1 2"], 2 * 4),
+        (["domain_generalization", "CoOp", "--source", "atlas_fruits", "--seeds", "1 2"], 2 * 9),
         (["cross_dataset", "CoOp", "--source", "dtd", "--targets", "eurosat,dtd"], 3 * 2),
         (["base2new", "CoOp,CoOp+rkd,CoOp+rkd", "dtd", "1"], 4),
         (["base2new", "all", "dtd", "1"], 2 * (1 + 4 * 5)),
@@ -62,6 +63,37 @@ def test_base2new_all_has_eleven_datasets_and_three_seeds(dry):
 )
 def test_scripts_run_so_many_jobs(dry, words, count):
     assert len(dry(*words)[1]) == count
+
+
+PROMPTS = {
+    "base2new": ["CoOp", "bundled", "1"],
+    "base2new_all": ["CoOp", "--datasets", "bundled"],
+    "fewshot": ["CoOp", "--datasets", "bundled"],
+    "select": ["CoOp+rkd", "bundled", "--try", "WEIGHT=1", "--splits", "1"],
+    "zeroshot": ["--datasets", "bundled"],
+    "cross_dataset": ["CoOp", "--source", "bundled"],
+    "domain_generalization": ["CoOp", "--source", "bundled"],
+}
+
+
+@pytest.mark.parametrize("protocol", PROMPTS)
+def test_bundled_datasets_of_prompts_are_the_atlas_with_its_encoder(dry, protocol):
+    _, _, commands = dry(protocol, *PROMPTS[protocol])
+    configs = {words[words.index("--dataset-config-file") + 1] for words in commands}
+    assert {Path(config).stem for config in configs} == set(BUNDLED)
+    configs = {words[words.index("--config-file") + 1] for words in commands}
+    assert {Path(config).name for config in configs} == {"atlas.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("source", "world"), [("bundled_fruits", SMALL), ("atlas_fruits", BUNDLED)]
+)
+def test_a_rendered_source_is_tested_on_its_own_world(dry, source, world):
+    _, _, commands = dry("cross_dataset", "CoOp", "--source", source, data="")
+    where = [Path(words[words.index("--dataset-config-file") + 1]).stem for words in commands]
+    assert sorted(set(where)) == sorted(world)
+    config = commands[0][commands[0].index("--config-file") + 1]
+    assert Path(config).stem == source.split("_")[0]
 
 
 def test_environment_variables_serve_for_flags(dry, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 import run
 
 from proxyfda import results
+from proxyfda.benchmarks import SMALL
 from proxyfda.experiments import protocols
 from proxyfda.experiments.lock import LOCK
 
@@ -176,18 +177,22 @@ def test_bundled_datasets_need_no_data(tmp_path, capfd, script, options, monkeyp
 
     def render(root, names):
         rendered.append(root)
-        assert sorted(names) == run.PROJECT.bundled_datasets
+        assert sorted(names) == sorted(used[script])
         for name in names:
             lay_out(Path(root, name))
 
     monkeypatch.setattr("datasets.bundled.build.render_all", render)
+    used = {"cross_dataset": SMALL, "zeroshot": ("atlas_tools", "bundled_scenes")}
     words = ["CoOp", "1"] if script == "cross_dataset" else []
-    names = {"cross_dataset": ["--source", "bundled_fruits"], "zeroshot": ["--datasets", "bundled"]}
+    more = {
+        "cross_dataset": ["--source", "bundled_fruits"],
+        "zeroshot": ["--datasets", ",".join(used["zeroshot"])],
+    }
     monkeypatch.setattr(run, "_show_results", lambda args, jobs: None)
     where = ["--output", str(tmp_path / "out"), "--seeds", "1"]
-    assert run.main([script, *words, *options, *names[script], *where]) == 0
+    assert run.main([script, *words, *options, *more[script], *where]) == 0
     assert rendered == [str(tmp_path / "data")]
-    assert len(measured(tmp_path / "out")) == 4
+    assert len(measured(tmp_path / "out")) == len(used[script])
 
 
 def lay_out(folder):

@@ -2,8 +2,8 @@
 
 Base and new classes are halves of one list in chance order and are drawn in one medium, that of the
 dataset: what a dataset asks to be learnt about its pictures holds for both halves. Pre-training
-knew each medium alone and mild; here up to two meet. What over-fits is that classes have habits, as
-things in real datasets do: places where they are mostly seen, and a light and size of their own.
+knew each medium alone; here up to two meet. What over-fits is that classes have habits, as things
+in real datasets do: places where they are mostly seen, and a light and size of their own.
 """
 
 from __future__ import annotations
