@@ -20,7 +20,7 @@ from proxyfda.utils.suggest import did_you_mean
 from .atlas.datasets import PLATES
 from .specs import ALL, Rendered
 
-RENDERED: dict[str, Rendered] = {spec.folder: spec for spec in (*ALL, *PLATES)}
+RENDERED: dict[str, Rendered] = {spec.folder: spec for spec in (*PLATES, *ALL)}
 """Folder name -> dataset, of all that is rendered."""
 SPLIT_FILE = "split_bundled.json"
 ORIGIN_FILE = "origin.json"

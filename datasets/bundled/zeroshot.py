@@ -16,7 +16,7 @@ import torch
 from .atlas.datasets import PLATES
 from .specs import ALL, TASKS, Rendered
 
-WORLDS: dict[str, tuple[Rendered, ...]] = {"bundled": ALL, "atlas": PLATES}
+WORLDS: dict[str, tuple[Rendered, ...]] = {"atlas": PLATES, "bundled": ALL}
 """``MODEL.BACKBONE.WEIGHTS`` -> the datasets of the world that they know."""
 
 

@@ -168,8 +168,8 @@ def test_rendered_datasets_take_the_encoder_that_knows_their_world(run):
         world = dataset.split("_")[0]
         assert PROJECT.default_config(run, dataset, "base2new", 16) == world
         job, *_ = protocols.base2new_jobs(run, dataset, 1, **WHERE)
-        backbone = load_config(job.parsed()).MODEL.BACKBONE
-        assert {backbone.NAME: backbone.WEIGHTS} == {"ViT-Bundled": world}
+        weights = load_config(job.parsed()).MODEL.BACKBONE.WEIGHTS
+        assert weights == world
 
 
 def test_defaults_name_protocols_and_trainers_that_there_are():
