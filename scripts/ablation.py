@@ -259,11 +259,12 @@ def search(host: str, runs: Runs, args: argparse.Namespace) -> int:
     found = [f for f in families(host) if not args.families or f.name in args.families]
     settings = list(dict.fromkeys(one for family in found for one in family.settings))
     code = 0
+    halves = Runs(args.choose_on or runs.datasets, runs.seeds, runs.where["data"], runs.output)
     if not args.tables_only:
-        jobs = runs.halves([plain, *settings], args.splits)
+        jobs = halves.halves([plain, *settings], args.splits)
         grid.join(jobs)
         code = run(jobs, workers=args.workers)
-    rows = runs.chosen(plain, settings, args.splits)
+    rows = halves.chosen(plain, settings, args.splits)
     by_label = {row.label: row for row in rows}
     taken: list[tuple[str, Candidate]] = []
     for family in found:
@@ -306,6 +307,7 @@ def main() -> int:
     add("--data", required=True, help="folder with the bundled datasets")
     add("--output", default="output/ablation", help="where the runs are kept")
     add("--datasets", default="", help="names joined by commas (default: atlas)")
+    add("--choose-on", default="", help="datasets whose base classes choose (default: all)")
     add("--families", default="", help="names joined by commas (default: all of configs/study.yaml)")
     add("--seeds", type=seeds, default="1,2,3", help="joined by commas")
     add("--splits", type=count, default=2, help="of the base classes into halves")
@@ -313,6 +315,7 @@ def main() -> int:
     add("--workers", type=count, default=2, help="jobs at a time")
     add("--tables-only", action="store_true", help="print what is there, run nothing")
     args = parser.parse_args()
+    args.choose_on = [name for name in args.choose_on.split(",") if name]
     args.families = [name for name in args.families.split(",") if name]
     if not osp.isdir(args.data):
         raise NotFound(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.bundled import BUNDLED
-from datasets.bundled.atlas.datasets import COUNTS, PLATES
+from datasets.bundled.atlas.datasets import COUNTS, PLATES, Habits
 from datasets.bundled.atlas.nouns import FAMILIES, GENERA, NOUNS
 from datasets.bundled.render import PRETRAIN
 from datasets.bundled.world import BACKGROUNDS, FIELDS
@@ -61,12 +61,15 @@ def test_both_halves_share_one_style_up_to_the_habits_of_classes(plate):
             assert abs(least - 1) <= habits.size + 1e-9
             lights.add(tuple(light))
             sizes.add(least)
-    assert len(lights) == len(sizes) == len(plate.classes), "each class has its own"
+    own = 1 if habits == Habits() else len(plate.classes)
+    assert len(lights) == len(sizes) == own
     assert wear != PRETRAIN, "a medium that pre-training did not have"
 
 
-def test_every_dataset_has_a_medium_of_its_own():
+def test_every_dataset_has_a_medium_of_its_own_and_all_but_the_grounds_the_same_habits():
     assert len({astuple(plate.wear) for plate in PLATES}) == len(PLATES)
+    (habits,) = {plate.habits for plate in PLATES if plate.name != "grounds"}
+    assert min(astuple(habits)) > 0 and BY_NAME["grounds"].habits == Habits()
 
 
 @each
@@ -75,6 +78,7 @@ def test_habits_follow_from_the_class_alone(plate):
     turned = replace(plate, classes=tuple(plate.classes[i] for i in order))
     for label, other in enumerate(order):
         assert turned.style(label) == plate.style(other)
+    # The first class of the grounds is a place.
     words = plate.classes[0][1]
     places = {plate.scene(words, random.Random(seed))[BACKGROUND] for seed in range(30)}
     assert len(places) == 1

