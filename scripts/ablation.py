@@ -282,7 +282,7 @@ def search(
         jobs = runs.all_base2new([ZERO_SHOT, plain, *tested])
         code |= _run_together(jobs, args.workers)
     found = {one.label: runs.measured(one) for one in [ZERO_SHOT, plain, *settings]}
-    print(f"\n{report(host, taken, found)}")
+    print(f"\n{report(host, taken, found, len(runs.keys))}")
     if args.predict:
         by_dataset = {
             dataset: runs.rows([plain, *settings], args.splits, halves, [dataset])
@@ -337,31 +337,35 @@ def choose(families: Families, rows: list[selection.SettingRow]) -> dict[str, Ca
     return taken
 
 
-def report(host: str, taken: dict[str, Candidate | None], found: dict[str, Found]) -> str:
+def report(
+    host: str, taken: dict[str, Candidate | None], found: dict[str, Found], runs: int
+) -> str:
     """What families chose and gave: the table, a verdict on each, and what the runs tell apart.
 
     Args:
         taken: family -> what it chose.
         found: label of a setting, of the plain trainer and of zero-shot CLIP -> what it gave.
+        runs: that each of them has when it is complete.
     """
     plain = found[PLAIN]
     labels = {name: one.label if one else "" for name, one in taken.items()}
     chosen = {name: found[label] if label else {} for name, label in labels.items()}
-    lines = [families_table(chosen, labels, plain, found[REFERENCE]), ""]
-    lines += [f"{host}: {verdict(name, labels[name], chosen, plain)}" for name in taken]
+    lines = [families_table(chosen, labels, plain, found[REFERENCE], runs), ""]
+    lines += [f"{host}: {verdict(name, labels[name], chosen, plain, runs)}" for name in taken]
     # Two families may have chosen one setting, which is one method.
     methods = {label: found[label] for label in (PLAIN, *filter(None, labels.values()))}
     return "\n".join([*lines, f"{host}: {tells_apart_text(methods)}"])
 
 
 def families_table(
-    chosen: dict[str, Found], labels: dict[str, str], plain: Found, zero_shot: Found
+    chosen: dict[str, Found], labels: dict[str, str], plain: Found, zero_shot: Found, runs: int
 ) -> str:
     """Markdown: what was chosen of each family, averages and differences run by run.
 
     Args:
         chosen, labels: family -> what its setting gave, and what that is called.
         plain, zero_shot: what these gave.
+        runs: that each of them has when it is complete.
     """
     pointwise = chosen.get(POINTWISE, {})
     cells = []
@@ -373,22 +377,23 @@ def families_table(
         against.append((pointwise, harmonic_mean))
         # A method's differences to itself are no measurement.
         differences = ["" if one is found else written(gaps(found, one, n)) for one, n in against]
-        counted = _counted(name, found, len(plain) or len(found))
-        cells.append([counted, labels.get(name, ""), *averages(found), *differences])
+        cells.append(
+            [_counted(name, found, runs), labels.get(name, ""), *averages(found), *differences]
+        )
     heads = [f"{number} - {PLAIN}" for number in ("base", "new", "H")]
     heads = ["family", "chosen", "base", "new", "H", *heads, f"H - {POINTWISE}"]
     return _markdown(cells, heads)
 
 
-def verdict(name: str, label: str, chosen: dict[str, Found], plain: Found) -> str:
+def verdict(name: str, label: str, chosen: dict[str, Found], plain: Found, runs: int) -> str:
     """Whether what a family chose may be claimed to help, or why not
     (:func:`proxyfda.results.paired.failing`); it has to beat the plain trainer and the point-wise
     pull."""
     if not label:
         return f"{name} does not hold: no setting of it has all runs on halves of the base classes"
     references = {PLAIN: plain, POINTWISE: chosen.get(POINTWISE, {})}
-    references.pop(name, None)
-    against = failing(chosen[name], plain, references)
+    references.pop(name, None)  # the point-wise pull need not beat itself
+    against = failing(chosen[name], plain, references, runs)
     if against:
         return f"{name} does not hold ({label}): {'; '.join(against)}"
     return f"{name} holds ({label})"

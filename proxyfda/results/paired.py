@@ -96,29 +96,31 @@ def averages(found: Found) -> list[str]:
 # -- what may be claimed --------------------------------------------------------------------------
 
 
-def failing(found: Found, plain: Found, references: Mapping[str, Found]) -> list[str]:
+def failing(found: Found, plain: Found, references: Mapping[str, Found], runs: int) -> list[str]:
     """What stands against the claim that a method helps; empty where it may be made.
 
     H has to lie above that of every reference by more than two standard errors of the paired
-    differences, base accuracy not below that of the plain trainer by more than one, and no run may
-    be missing that the plain trainer has.
+    differences, base accuracy not below that of the plain trainer by more than one, and no run of
+    the method, of the plain trainer and of a reference may be missing.
 
     Args:
         found, plain: what the method and the plain trainer gave.
         references: by name, what its H is compared with.
+        runs: that each of them has when it is complete.
 
     Returns:
-        One phrase per condition that fails.
+        One phrase per condition that fails, or per method with missing runs.
     """
-    missing = sum(run not in found for run in plain)
-    if not plain or missing:
-        return [f"{missing} of {len(plain)} runs are missing" if plain else "plain has no runs"]
+    there = {"the setting": found, "plain": plain, **references}
+    missing = {name: runs - len(one) for name, one in there.items() if len(one) < runs}
+    if missing:
+        return [f"{count} of {runs} runs of {name} are missing" for name, count in missing.items()]
     against = []
     for name, reference in references.items():
         values = gaps(found, reference, harmonic_mean)
         mean, error = mean_and_error(values)
         if mean is None or error is None:
-            against.append(f"H - {name} has no standard error: {len(values)} runs")
+            against.append(f"H - {name} has no standard error with {len(values)} run")
         elif not mean > CLEAR * error:
             against.append(f"H - {name} is {written(values)}, not above {CLEAR} standard errors")
     values = gaps(found, plain, base)
