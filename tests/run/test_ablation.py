@@ -11,7 +11,7 @@ import pytest
 import train
 from proxyfda.benchmarks import ATLAS
 from proxyfda.experiments import layout
-from proxyfda.experiments.candidates import plain_candidate, read_families
+from proxyfda.experiments.candidates import Candidate, plain_candidate, read_families
 from proxyfda.experiments.config import load_config
 from proxyfda.experiments.protocols import base2new_jobs
 from proxyfda.integrations.dassl import describe_regulariser
@@ -136,6 +136,14 @@ def test_nothing_stands_against_what_is_better_in_all():
 def test_each_condition_fails_by_itself(found, plain, pull, phrase):
     (why,) = against(found, plain, pull)
     assert why.startswith(phrase)
+
+
+@pytest.mark.parametrize(("weaker", "name"), [("plain", "plain"), ("pull", "pointwise")])
+def test_one_and_a_half_standard_errors_are_not_enough(weaker, name):
+    found, near, far = of((51, 51), (55, 55)), of((50, 50), (50, 50)), of((41, 41), (45, 45))
+    references = {"plain": far, "pull": far, weaker: near}
+    (why,) = against(found, **references)
+    assert why.startswith(f"H - {name} is +3.0 ± 2.0")
 
 
 def test_equal_methods_differ_by_no_more_than_their_error():
@@ -360,6 +368,14 @@ def test_a_value_that_no_run_could_have_names_its_family(runs, tmp_path):
     path.write_text("few: [{regulariser: rkd, WEIGHT: [-1]}]")
     with pytest.raises(BadValue, match=r"family 'few', rkd WEIGHT -1: .*WEIGHT"):
         ablation.check_settings(read_families(str(path), "CoOp", HOSTS), runs)
+
+
+def test_a_study_looks_at_its_settings_before_it_runs(runs, monkeypatch):
+    monkeypatch.setattr(ablation, "run", lambda *_, **__: pytest.fail("it ran"))
+    wrong = Candidate("x", "CoOp+rkd", (("TRAINER.PROXYFDA.WEIGHT", "-1"),))
+    args = ablation.arguments(["CoOp", "--data", "x"])
+    with pytest.raises(BadValue, match="family 'few', x: "):
+        ablation.search("CoOp", {"few": [wrong]}, runs, args)
 
 
 # -- the command line -----------------------------------------------------------------------------
