@@ -3,7 +3,7 @@
 ``calibration`` runs methods that are not ours on the atlas and prints their new accuracy relative
 to zero-shot CLIP beside what is published. A host trainer, such as ``CoOp``, compares the families
 of ``configs/study.yaml``: every setting is trained and tested on halves of the base classes
-(validation images); of each family that with the highest mean H over all datasets is taken; and
+(validation images); of each family that with the highest mean H over the datasets is taken; and
 what is taken is trained on all base classes and tested on base and new ones (test images), beside
 the plain trainer with the same seeds.
 
@@ -127,12 +127,14 @@ class Runs:
         host, name = split_run_name(one.run)[0], PROJECT.dataset_name(dataset)
         return {**self._where, "cfg": PROJECT.default_config(host, name, "base2new", SHOTS)}
 
-    def halves(self, settings: Sequence[Candidate], splits: int) -> list[Job]:
+    def halves(
+        self, settings: Sequence[Candidate], splits: int, datasets: Sequence[str]
+    ) -> list[Job]:
         """Trainings and tests of a host's settings on halves of the base classes, with the first
         seed."""
         return [
             job
-            for dataset, split in itertools.product(self.datasets, range(1, splits + 1))
+            for dataset, split in itertools.product(datasets, range(1, splits + 1))
             for job in self._on_half(settings, dataset, split)
         ]
 
@@ -269,13 +271,15 @@ def search(
     code and the lines of ``--csv``."""
     plain = plain_candidate(host)
     settings = list(dict.fromkeys(one for family in families.values() for one in family))
+    choosing = args.choose_on or runs.datasets
     code = 0
     if not args.tables_only:
         check_settings(families, runs)
-        code = _run_together(runs.halves([plain, *settings], args.splits), args.workers)
+        jobs = runs.halves([plain, *settings], args.splits, choosing)
+        code = _run_together(jobs, args.workers)
     halves = selection.read(runs.output)
-    rows = runs.rows([plain, *settings], args.splits, halves, runs.datasets)
-    print(_halves_table(host, rows, args.splits, runs.datasets))
+    rows = runs.rows([plain, *settings], args.splits, halves, choosing)
+    print(_halves_table(host, rows, args.splits, choosing))
     taken = choose(families, rows)
     tested = settings if args.predict else [one for one in taken.values() if one is not None]
     if not args.tables_only:
@@ -286,7 +290,7 @@ def search(
     if args.predict:
         by_dataset = {
             dataset: runs.rows([plain, *settings], args.splits, halves, [dataset])
-            for dataset in runs.datasets
+            for dataset in choosing
         }
         print(f"{host}: {prediction_text(rows, by_dataset, found, runs.keys)}")
     lines = csv_rows(host, plain.label, "", found[plain.label])
@@ -305,7 +309,7 @@ def check_settings(families: Families, runs: Runs) -> None:
     """
     for name, family in families.items():
         for one in family:
-            job = runs.halves([one], 1)[0]
+            job = runs.base2new(one, *runs.keys[0])[0]
             job.module()  # registers trainers and datasets
             try:
                 describe_regulariser(load_config(job.parsed()))
@@ -408,7 +412,7 @@ def prediction_text(
     """How well H on halves ranks settings as H of base-to-new does, together and by dataset.
 
     Args:
-        rows, by_dataset: settings on halves, over all datasets and on each.
+        rows, by_dataset: settings on halves, over all datasets that choose and on each.
         found: label of a setting -> what it gave on base and new classes.
         keys: the runs of a setting that counts.
     """
@@ -453,6 +457,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--output", default="output/ablation", help="where the runs are kept (default: %(default)s)"
     )
     add("--datasets", default="", help="names joined by commas (default: those of the atlas)")
+    add("--choose-on", default="", help="those of them whose base classes choose (default: all)")
     add(
         "--families", default="", help="names joined by commas (default: all of configs/study.yaml)"
     )
@@ -463,10 +468,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--workers", type=count, default=2, help="jobs at a time (default: 2)")
     add("--tables-only", action="store_true", help="print what is there, run nothing")
     add("--csv", metavar="FILE", default="", help="write base, new and H of every run to FILE")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.datasets = listed(args.datasets) or list(ATLAS)
+    args.choose_on = list(dict.fromkeys(listed(args.choose_on)))
+    return args
 
 
-def families_of(hosts: Sequence[str], text: str, path: str = STUDY) -> dict[str, Families]:
+def families_of(hosts: Sequence[str], text: str, path: str) -> dict[str, Families]:
     """The families of each host, of which ``text`` names some, joined by commas (empty: all).
 
     Raises:
@@ -512,7 +520,7 @@ def names_of(text: str, known: Sequence[str]) -> list[str]:
     return names
 
 
-def check_names(args: argparse.Namespace, datasets: Sequence[str]) -> None:
+def check_names(args: argparse.Namespace) -> None:
     """Refuse studies, datasets and folders that are not there.
 
     Raises:
@@ -524,11 +532,17 @@ def check_names(args: argparse.Namespace, datasets: Sequence[str]) -> None:
             raise BadValue(
                 f"there is no study {name!r}{did_you_mean(name, known)}; use {', '.join(known)}"
             )
-    for name in datasets:
+    for name in args.datasets:
         PROJECT.dataset_config(name)
+    for name in args.choose_on:
+        if name not in args.datasets:
+            raise BadValue(
+                f"--choose-on names {name!r}{did_you_mean(name, args.datasets)}; use some of the "
+                f"datasets: {', '.join(args.datasets)}"
+            )
     if args.tables_only:
         return
-    rendered = [name for name in datasets if name in PROJECT.rendered_datasets]
+    rendered = [name for name in args.datasets if name in PROJECT.rendered_datasets]
     for folder in (args.data, *(osp.join(args.data, name) for name in rendered)):
         if not osp.isdir(folder):
             raise NotFound(
@@ -541,11 +555,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run studies and print their tables; returns the exit code, 1 if a run failed."""
     args = arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs ends with us
-    datasets = listed(args.datasets) or list(ATLAS)
-    check_names(args, datasets)
+    check_names(args)
     hosts = [name for name in args.studies if name != CALIBRATION]
-    families = families_of(hosts, args.families)
-    runs = Runs(datasets, args.seeds, osp.abspath(args.data), osp.abspath(args.output))
+    families = families_of(hosts, args.families, STUDY)
+    runs = Runs(args.datasets, args.seeds, osp.abspath(args.data), osp.abspath(args.output))
     code, lines = 0, []
     for name in dict.fromkeys(args.studies):
         if name == CALIBRATION:

@@ -22,7 +22,8 @@ from proxyfda.utils.errors import BadValue, NotFound, UserError
 
 DATASETS = ["atlas_tools", "atlas_fruits"]
 HOSTS = ablation.PROJECT.hosts
-FAMILIES = ablation.families_of(HOSTS, "")
+FAMILIES = ablation.families_of(HOSTS, "", ablation.STUDY)
+RKD = Candidate("rkd WEIGHT 1", "CoOp+rkd", (("TRAINER.PROXYFDA.WEIGHT", "1"),))
 
 
 @pytest.fixture
@@ -252,7 +253,7 @@ def test_a_plain_run_is_where_the_script_of_base_to_new_has_it(host, runs, tmp_p
 
 
 def test_halves_are_those_of_the_base_classes_with_the_first_seed(runs):
-    jobs = runs.halves([plain_candidate("CoOp"), FAMILIES["CoOp"]["rkd"][0]], 2)
+    jobs = runs.halves([plain_candidate("CoOp"), RKD], 2, DATASETS)
     places = [layout.parse(job.folder) for job in jobs]
     assert len(jobs) == 2 * 2 * 2 * 3 and {place.protocol for place in places} == {"select"}
     assert {(place.split, place.seed) for place in places} == {(1, 1), (2, 1)}
@@ -283,8 +284,8 @@ def test_what_learns_nothing_is_run_once_and_stands_for_all_seeds(runs):
 
 
 def test_a_setting_on_halves_is_the_mean_over_datasets(runs):
-    plain, one = plain_candidate("CoOp"), FAMILIES["CoOp"]["rkd"][0]
-    for place, job in enumerate(runs.halves([plain, one], 2)):
+    plain, one = plain_candidate("CoOp"), RKD
+    for place, job in enumerate(runs.halves([plain, one], 2, DATASETS)):
         # of the second dataset, all are better by 10
         write(job, 50.0 + 10 * (place >= 12) + 2 * ("rkd" in job.folder))
     rows = runs.rows([plain, one], 2, selection.read(runs.output), runs.datasets)
@@ -402,6 +403,7 @@ def test_a_name_may_have_a_comma(text, names):
         ("CoOp --data {data}/x", NotFound, "there is no folder"),
         ("CoOp --data {data}", NotFound, "atlas_banners; python -m datasets.bundled"),
         ("CoOp --data {data} --datasets atlas_tool", NotFound, "did you mean 'atlas_tools'?"),
+        ("CoOp --data x --choose-on atlas_tool", BadValue, "--choose-on names 'atlas_tool' (did"),
         ("CoOp --data x --tables-only --families rdk", BadValue, "'rdk' (did you mean 'rkd'?)"),
         ("CoOp --data x --tables-only --families ,", BadValue, "--families is ','"),
         ("CoOp --data x --tables-only --output {data} --csv x.csv", NotFound, "no complete runs"),
@@ -437,6 +439,12 @@ def study(monkeypatch, tmp_path):
     """Run the study of CoOp with jobs that only write a result; gives the lists of jobs."""
     for name in DATASETS:
         (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "study.yaml").write_text(
+        "pointwise: [{regulariser: pointwise, WEIGHT: [1, 3, 10, 30]}]\n"
+        "rkd: [{regulariser: rkd, WEIGHT: [1, 3, 10, 30]}]\n"
+        "fda: [{regulariser: fda, WEIGHT: [0.1, 0.3, 1, 3]}]\n"
+    )
+    monkeypatch.setattr(ablation, "STUDY", str(tmp_path / "study.yaml"))
 
     def start(*words):
         sweeps = []
@@ -454,7 +462,7 @@ def study(monkeypatch, tmp_path):
 
         monkeypatch.setattr(ablation, "run", run)
         monkeypatch.chdir(tmp_path)
-        command = "CoOp --data data --output out --seeds 1,2 --families rkd,pointwise,fda"
+        command = "CoOp --data data --output out --seeds 1,2"
         code = ablation.main([*command.split(), "--datasets", ",".join(DATASETS), *words])
         assert code == 0
         return sweeps
@@ -505,6 +513,15 @@ def test_how_well_halves_predict_is_told_together_and_by_dataset(study, capsys):
     line = next(x for x in capsys.readouterr().out.splitlines() if "rank correlation" in x)
     # H on halves and of base-to-new rise alike with the weight.
     assert line.endswith("over 12 of 12 settings: +1.00 (atlas_tools +1.00, atlas_fruits +1.00)")
+
+
+def test_some_of_the_datasets_choose_for_all(study, capsys):
+    halves, final = study("--choose-on", "atlas_fruits", "--predict")
+    assert {layout.parse(job.folder).dataset for job in halves} == {"atlas_fruits"}
+    assert {layout.parse(job.folder).dataset for job in final} == set(DATASETS)
+    out = capsys.readouterr().out
+    assert "2 splits, each the mean over atlas_fruits. " in out
+    assert "settings: +1.00 (atlas_fruits +1.00)" in out
 
 
 def row(label, h, **more):

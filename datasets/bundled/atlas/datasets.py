@@ -133,6 +133,9 @@ _DIM = {"cast": (0.38, 0.38, 0.42), "noise": 0.05}
 _CROWD = {"clutter": 3, "occlude": 0.35}
 _SOFT = {"blur": (0.7, 1.0), "noise": 0.08, "scale": (0.5, 0.8)}
 _POOR = {"noise": 0.2, "contrast": (0.35, 0.65), "angle": 0.6}
+_GREYISH = {
+    "cast": (0.75, 0.9, 1.0), "contrast": (0.4, 0.6), "desaturate": (0.5, 0.8), "noise": 0.1,
+}  # fmt: skip
 _PALE = {"contrast": (0.5, 0.75), "noise": 0.1}
 
 
@@ -152,8 +155,8 @@ def _wear(*media: dict) -> Style:
     return replace(PRETRAIN, **mixed)
 
 
-def _plate(name: str, template: str, classes, *media: dict, **more) -> Plate:
-    return Plate(name, template, classes, _wear(*media), **{"habits": _HABITS, **more})
+def _plate(name: str, template: str, classes, *media: dict) -> Plate:
+    return Plate(name, template, classes, _wear(*media), _HABITS)
 
 
 _KINDS = _named(_shuffled(list(GENERA), len(GENERA), 8))
@@ -166,9 +169,8 @@ PLATES: tuple[Plate, ...] = (
     _plate("fabrics", "a photo of a {} fabric.", _fabrics(), _MOSSY, _FADED),
     _plate("flowers", "a photo of a {}, a type of flower.", _of_family("flower", 3), _COLD, _FAR),
     _plate("fruits", "a photo of a {}, a type of fruit.", _of_family("fruit", 2), _MOSSY, _SOFT),
-    # As in EuroSAT: few classes, and what a picture shows is nothing but the place.
-    _plate("grounds", "a photo on {}.", _GROUNDS, _COLD, _FADED,
-           habits=replace(_HABITS, place=0.0), test_count=100),
+    # As in EuroSAT few classes, far from what pre-training saw, and nothing in a picture but them.
+    Plate("grounds", "a photo on {}.", _GROUNDS, replace(PRETRAIN, **_GREYISH), Habits(), 100),
     _plate("scenes", "a photo of a {}.", _scenes(), _PALE),
     # Genera, each with its species in its pictures.
     _plate("things", "a photo of a {}.", _KINDS, _WARM, _FAR),
