@@ -1,24 +1,28 @@
-"""The study behind docs/ablation.md: ``python scripts/ablation.py calibration|HOST ... --data DATA``.
+"""The studies behind docs/ablation.md: ``python scripts/ablation.py STUDY ... --data DATA``.
 
-``calibration`` runs methods that are not ours on the bundled benchmark and prints their new accuracy
-relative to zero-shot CLIP beside what is published. A host trainer (CoOp, ...) compares the
-families of ``configs/study.yaml``: every setting of a family is trained and tested on halves of the
-base classes (validation images), the best of each by the rule of docs/selection.md is taken for all
-datasets together, and what is taken is trained on all base classes and tested on base and new
-classes (test images), beside the plain trainer with the same seeds.
+``calibration`` runs methods that are not ours on the atlas and prints their new accuracy relative
+to zero-shot CLIP beside what is published. A host trainer, such as ``CoOp``, compares the families
+of ``configs/study.yaml``: every setting is trained and tested on halves of the base classes
+(validation images); of each family that with the highest mean H over the datasets is taken; and
+what is taken is trained on all base classes and tested on base and new ones (test images), beside
+the plain trainer with the same seeds.
+
+What is complete is skipped; after Ctrl-C the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import os.path as osp
+import re
+import signal
 import statistics
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import yaml
 from tabulate import tabulate
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
@@ -26,20 +30,39 @@ sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # it is started from anywhere
 
 from counts import count, seeds
 
+from proxyfda.benchmarks import ATLAS
 from proxyfda.experiments import grid, layout
-from proxyfda.experiments.candidates import Candidate, candidates, plain_candidate
+from proxyfda.experiments.candidates import PLAIN, Candidate, plain_candidate, read_families
+from proxyfda.experiments.config import load_config
 from proxyfda.experiments.jobs import Job
 from proxyfda.experiments.project import Project
 from proxyfda.experiments.protocols import base2new_jobs, select_jobs
 from proxyfda.experiments.sweep import run
-from proxyfda.names import REFERENCE, split_run_name
+from proxyfda.integrations.dassl import describe_regulariser
+from proxyfda.names import REFERENCE, is_zero_shot, split_run_name
 from proxyfda.results import selection
 from proxyfda.results.metrics import harmonic_mean
-from proxyfda.utils.errors import BadValue, NotFound, show_user_errors
+from proxyfda.results.paired import (
+    Found,
+    averages,
+    base,
+    failing,
+    gaps,
+    new,
+    tells_apart_text,
+    written,
+)
+from proxyfda.results.prediction import rank_correlation
+from proxyfda.results.tables import csv_of
+from proxyfda.utils.errors import BadValue, NotFound, UserError, sentence, show_user_errors
+from proxyfda.utils.files import write_text
+from proxyfda.utils.suggest import did_you_mean
+from proxyfda.utils.words import listed
 
 PROJECT = Project(ROOT, entry="train")
 STUDY = osp.join(ROOT, "configs", "study.yaml")
 CALIBRATION = "calibration"
+POINTWISE = "pointwise"  # the family that others have to beat
 SHOTS = 16
 
 PUBLISHED = {"CoOp": -10.99, "CoCoOp": -2.53, "KgCoOp": -0.62, "MaPLe": 0.92, "PromptSRC": 1.88}
@@ -47,36 +70,39 @@ PUBLISHED = {"CoOp": -10.99, "CoCoOp": -2.53, "KgCoOp": -0.62, "MaPLe": 0.92, "P
 ViT-B/16 and 16 shots: Zhou et al., CVPR 2022; Yao et al., CVPR 2023; Khattak et al., CVPR and ICCV
 2023, each from its table of base-to-new generalisation."""
 
+ZERO_SHOT = Candidate(REFERENCE, REFERENCE)
 KGCOOP = Candidate("KgCoOp", "CoOp+pointwise", (("TRAINER.PROXYFDA.WEIGHT", "8"),))
 """CoOp with the pull on class texts and the weight of KgCoOp (Yao et al., CVPR 2023)."""
 
+METHODS = {
+    REFERENCE: ZERO_SHOT,
+    **{name: KGCOOP if name == KGCOOP.label else plain_candidate(name) for name in PUBLISHED},
+}
+"""What the calibration runs."""
 
-# -- what is compared -----------------------------------------------------------------------------
+Families = dict[str, list[Candidate]]
+Halves = dict[tuple[str, int, str, str], selection.Measured]  # what selection.read gives
 
 
 @dataclass(frozen=True)
-class Family:
-    """Settings of which one is chosen."""
+class RunRow:
+    """A line of ``--csv``: a run's accuracies on test images and their harmonic mean, in percent.
 
-    name: str
-    settings: tuple[Candidate, ...]
+    ``family`` and ``setting`` are those of ``configs/study.yaml``; the calibration's methods and
+    the plain trainer are families without settings.
+    """
+
+    study: str
+    family: str
+    setting: str
+    dataset: str
+    seed: int
+    base: float
+    new: float
+    H: float
 
 
-def families(host: str, path: str = STUDY) -> list[Family]:
-    """The families of a host; those that have no settings for it are left out."""
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    found = []
-    for name, grids in content.items():
-        settings: list[Candidate] = []
-        for one in grids:
-            if host not in one.get("hosts", [host]):
-                continue
-            tries = {k: list(map(str, v)) for k, v in one.items() if k.isupper()}
-            settings += candidates(host, PROJECT, regularisers=[one["regulariser"]], tries=tries)
-        if settings:
-            found.append(Family(name, tuple(settings)))
-    return found
+# -- runs -----------------------------------------------------------------------------------------
 
 
 class Runs:
@@ -87,254 +113,476 @@ class Runs:
         data, output: folders of the datasets and of the results.
     """
 
-    def __init__(self, datasets: list[str], seeds: list[int], data: str, output: str) -> None:
-        self.datasets, self.seeds = datasets, seeds
+    def __init__(
+        self, datasets: Sequence[str], seeds: Sequence[int], data: str, output: str
+    ) -> None:
+        self.datasets, self.seeds = list(dict.fromkeys(datasets)), list(dict.fromkeys(seeds))
+        self.keys = list(itertools.product(self.datasets, self.seeds))
         self.output = output
-        self.where = {"project": PROJECT, "data": data, "output": output}
+        self._where = {"project": PROJECT, "data": data, "output": output}
 
-    # -- on halves of the base classes ------------------------------------------------------------
+    def _of(self, one: Candidate, dataset: str) -> dict[str, Any]:
+        """What all runs of a setting on a dataset take; the config is that of the plain host, so
+        that settings differ in nothing else."""
+        host, name = split_run_name(one.run)[0], PROJECT.dataset_name(dataset)
+        return {**self._where, "cfg": PROJECT.default_config(host, name, "base2new", SHOTS)}
 
-    def halves(self, settings: list[Candidate], splits: int) -> list[Job]:
-        """Trainings and tests of settings on halves of the base classes, with the first seed."""
+    def halves(
+        self, settings: Sequence[Candidate], splits: int, datasets: Sequence[str]
+    ) -> list[Job]:
+        """Trainings and tests of a host's settings on halves of the base classes, with the first
+        seed."""
         return [
             job
-            for dataset, split in itertools.product(self.datasets, range(1, splits + 1))
-            for job in select_jobs(
-                settings, dataset, split, self.seeds[0], shots=SHOTS, **self._with_cfg(settings, dataset)
-            )
+            for dataset, split in itertools.product(datasets, range(1, splits + 1))
+            for job in self._on_half(settings, dataset, split)
         ]
 
-    def _with_cfg(self, settings: list[Candidate], dataset: str) -> dict:
-        host = split_run_name(settings[0].run)[0]
-        name = self.where["project"].dataset_name(dataset)
-        return {**self.where, "cfg": PROJECT.default_config(host, name, "base2new", SHOTS)}
+    def _on_half(self, settings: Sequence[Candidate], dataset: str, split: int = 1) -> list[Job]:
+        where = self._of(settings[0], dataset)
+        return select_jobs(settings, dataset, split, self.seeds[0], shots=SHOTS, **where)
 
-    def chosen(self, plain: Candidate, settings: list[Candidate], splits: int) -> list:
-        """The rows of :func:`selection.rows_of`, each setting the mean over the datasets."""
-        found = selection.read(self.output)
+    def rows(
+        self, settings: Sequence[Candidate], splits: int, found: Halves, datasets: Sequence[str]
+    ) -> list[selection.SettingRow]:
+        """What settings gave on halves, the first of them the reference; means over datasets.
+
+        Args:
+            found: what :func:`selection.read` gives for the output.
+        """
         measured = []
-        for one in (plain, *settings):
-            each = []
-            for dataset in self.datasets:
-                job = select_jobs(
-                    [one], dataset, 1, self.seeds[0], shots=SHOTS, **self._with_cfg([one], dataset)
-                )[0]
-                place = layout.parse(job.folder)
-                key = (place.dataset, place.shots, place.name, place.config)
-                each.append(found.get(key, selection.Measured(place.name, place.config)))
+        for one in settings:
+            each = [self._measured_on_halves(one, dataset, found) for dataset in datasets]
             measured.append(replace(selection.average(each), label=one.label))
         wanted = [(split, self.seeds[0]) for split in range(1, splits + 1)]
         return selection.rows_of(measured[0], measured[1:], wanted)
 
-    # -- on base and new classes ------------------------------------------------------------------
+    def _measured_on_halves(
+        self, one: Candidate, dataset: str, found: Halves
+    ) -> selection.Measured:
+        place = layout.parse(self._on_half([one], dataset)[0].folder)
+        assert place is not None  # the folder is of our making
+        key = (place.dataset, SHOTS, place.name, place.config)
+        return found.get(key, selection.Measured(place.name, place.config))
 
     def base2new(self, one: Candidate, dataset: str, seed: int) -> list[Job]:
-        """Training and tests of one setting; the last two are base and new."""
-        variant = one if one.options else None
-        return base2new_jobs(
-            one.run, dataset, seed, shots=SHOTS, variant=variant, **self._with_cfg([one], dataset)
-        )
+        """Training and tests of one setting; the last two are of base and of new classes.
 
-    def all_base2new(self, settings: list[Candidate]) -> list[Job]:
-        """The same for many, on all datasets with all seeds."""
-        return [
-            job
+        What learns nothing has runs with the first seed alone, which stand for those of all.
+        """
+        seed = self.seeds[0] if is_zero_shot(one.run) else seed
+        where = self._of(one, dataset)
+        return base2new_jobs(one.run, dataset, seed, shots=SHOTS, variant=one, **where)
+
+    def all_base2new(self, settings: Iterable[Candidate]) -> list[Job]:
+        """The same for many, on all datasets with all seeds; each folder once."""
+        jobs = {
+            job.folder: job
             for one in settings
-            for dataset, seed in itertools.product(self.datasets, self.seeds)
-            for job in self.base2new(one, dataset, seed)
-        ]
+            for key in self.keys
+            for job in self.base2new(one, *key)
+        }
+        return list(jobs.values())
 
-    def measured(self, one: Candidate) -> dict[tuple[str, int], tuple[float, float]]:
-        """(dataset, seed) -> (base, new) accuracy on test images, of what is complete."""
+    def measured(self, one: Candidate) -> Found:
+        """(dataset, seed) -> accuracy on base and on new classes, test images, of what is
+        complete."""
         found = {}
-        for key in itertools.product(self.datasets, self.seeds):
-            base, new = self.base2new(one, *key)[-2:]
-            if base.complete and new.complete:
-                found[key] = (base.result["accuracy"], new.result["accuracy"])
+        for key in self.keys:
+            results = [job.result for job in self.base2new(one, *key)[-2:]]
+            if all(results):
+                found[key] = (results[0]["accuracy"], results[1]["accuracy"])
         return found
 
 
-# -- tables ---------------------------------------------------------------------------------------
+def csv_rows(study: str, family: str, setting: str, found: Found) -> list[RunRow]:
+    """What a setting gave (:meth:`Runs.measured`), one line per run."""
+    return [
+        RunRow(study, family, setting, dataset, seed, *pair, harmonic_mean(*pair))
+        for (dataset, seed), pair in found.items()
+    ]
 
 
-def difference(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error over runs; the error of one run is not a number."""
-    if len(values) < 2:
-        return statistics.fmean(values), math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+# -- the calibration ------------------------------------------------------------------------------
 
 
-def written(values: list[float]) -> str:
-    """``+1.2 ± 0.3``, or the mean alone of one run."""
-    mean, error = difference(values)
-    return f"{mean:+.1f}" if math.isnan(error) else f"{mean:+.1f} ± {error:.1f}"
+def calibrate(runs: Runs, args: argparse.Namespace) -> tuple[int, list[RunRow]]:
+    """Run methods that are not ours and print what they gave beside what is published; gives the
+    exit code and the lines of ``--csv``."""
+    code = 0
+    if not args.tables_only:
+        code = run(runs.all_base2new(METHODS.values()), workers=args.workers, strict=True)
+    found = {name: runs.measured(one) for name, one in METHODS.items()}
+    print(calibration_table(found, len(runs.keys)))
+    for name in PUBLISHED:
+        each = [f"{dataset} {gap}" for dataset, gap in gaps_by_dataset(found, name).items()]
+        print(f"{name}, new - zero-shot: {', '.join(each) or 'missing'}")
+    print(tells_apart_text(found))
+    return code, [row for name in found for row in csv_rows(CALIBRATION, name, "", found[name])]
 
 
-def gaps(found: dict, reference: dict, number) -> list[float]:
-    """Run by run, how much more a setting has of ``number(base, new)`` than the reference."""
-    return [number(*found[key]) - number(*reference[key]) for key in sorted(set(found) & set(reference))]
+def calibration_table(found: dict[str, Found], runs: int) -> str:
+    """Markdown: averages of methods, and what they gain on new classes beside what is published.
 
-
-def base(base_accuracy: float, _: float) -> float:
-    """Accuracy on base classes of a run."""
-    return base_accuracy
-
-
-def new(_: float, new_accuracy: float) -> float:
-    """Accuracy on new classes of a run."""
-    return new_accuracy
-
-
-def averages(found: dict) -> list[str]:
-    """Mean base and new accuracy and the mean of the runs' harmonic means."""
-    values = [statistics.fmean(number(*pair) for pair in found.values()) for number in (base, new, harmonic_mean)]
-    return [f"{value:.1f}" for value in values]
-
-
-def table(rows: list[tuple[str, str, dict]], plain: dict, pointwise: dict) -> str:
-    """Markdown of (family, setting, what it gave): averages, and differences run by run."""
+    Args:
+        found: method -> what it gave; zero-shot CLIP is among them.
+        runs: that a complete method has.
+    """
     cells = []
-    for name, setting, found in rows:
-        if not set(found) & set(plain):
-            cells.append([name, setting, *["missing"] * 7])
+    for name, one in found.items():
+        if not one:
+            cells.append([name, *["missing"] * 4, published(name)])
             continue
-        note = "" if len(found) == len(plain) else f" ({len(found)} of {len(plain)} runs)"
-        cells.append(
-            [name + note, setting, *averages(found)]
-            + [written(gaps(found, plain, number)) for number in (base, new, harmonic_mean)]
-            + [written(gaps(found, pointwise, harmonic_mean)) if set(found) & set(pointwise) else ""]
-        )
-    headers = ["family", "chosen", "base", "new", "H", "base - plain", "new - plain", "H - plain",
-               "H - pointwise"]  # fmt: skip
+        gained = written(gaps(one, found[REFERENCE], new)) if name in PUBLISHED else ""
+        cells.append([_counted(name, one, runs), *averages(one), gained, published(name)])
+    return _markdown(cells, ["method", "base", "new", "H", "new - zero-shot", "published"])
+
+
+def published(name: str) -> str:
+    """The published figure of a method as a cell."""
+    return f"{PUBLISHED[name]:+.1f}" if name in PUBLISHED else ""
+
+
+def gaps_by_dataset(found: dict[str, Found], name: str) -> dict[str, str]:
+    """What a method gains on new classes over zero-shot CLIP, as a cell for each dataset."""
+    by_dataset: dict[str, dict[tuple[str, int], tuple[float, float]]] = {}
+    for key, pair in found[name].items():
+        by_dataset.setdefault(key[0], {})[key] = pair
+    return {
+        dataset: written(gaps(one, found[REFERENCE], new)) for dataset, one in by_dataset.items()
+    }
+
+
+def _counted(name: str, found: Found, runs: int) -> str:
+    return name if len(found) == runs else f"{name} ({len(found)} of {runs} runs)"
+
+
+def _markdown(cells: list[list[str]], headers: list[str]) -> str:
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
-def holds(found: dict, plain: dict, pointwise: dict) -> bool:
-    """Whether a setting may be claimed to help: H above plain and above the point-wise pull by more
-    than two standard errors, and base not below plain by more than one."""
-    for reference in (plain, pointwise):
-        mean, error = difference(gaps(found, reference, harmonic_mean))
-        if not mean > 2 * error:
-            return False
-    mean, error = difference(gaps(found, plain, base))
-    return mean >= -error
+# -- the search of a host -------------------------------------------------------------------------
 
 
-# -- the studies ----------------------------------------------------------------------------------
-
-
-def calibrate(runs: Runs, workers: int, tables_only: bool) -> int:
-    """Methods that are not ours, beside what is published of them."""
-    methods = [Candidate(REFERENCE, REFERENCE), *map(plain_candidate, ("CoOp", "CoCoOp"))]
-    methods += [KGCOOP, *map(plain_candidate, ("MaPLe", "PromptSRC"))]
-    jobs = runs.all_base2new(methods)
-    code = 0 if tables_only else run(jobs, workers=workers)
-    zero = runs.measured(methods[0])
-    cells = []
-    for one in methods:
-        name = one.run if one.label == "plain" else one.label
-        found = runs.measured(one)
-        if not found:
-            cells.append([name, *["missing"] * 5])
-            continue
-        published = f"{PUBLISHED[name]:+.1f}" if name in PUBLISHED else ""
-        lost = written(gaps(found, zero, new)) if name in PUBLISHED else ""
-        cells.append([name, *averages(found), lost, published])
-    headers = ["method", "base", "new", "H", "new - zero-shot", "published"]
-    print(tabulate(cells, headers, tablefmt="github", disable_numparse=True))
-    for one in methods[1:]:
-        name = one.run if one.label == "plain" else one.label
-        found = runs.measured(one)
-        each = [
-            f"{dataset} {written(gaps({k: v for k, v in found.items() if k[0] == dataset}, zero, new))}"
-            for dataset in runs.datasets if any(k[0] == dataset for k in found)
-        ]  # fmt: skip
-        print(f"{name}: {', '.join(each)}")
-    return code
-
-
-def search(host: str, runs: Runs, args: argparse.Namespace) -> int:
-    """Choose within each family, run what is chosen, and print both tables."""
+def search(
+    host: str, families: Families, runs: Runs, args: argparse.Namespace
+) -> tuple[int, list[RunRow]]:
+    """Choose within each family, run what is chosen, and print tables and verdicts; gives the exit
+    code and the lines of ``--csv``."""
     plain = plain_candidate(host)
-    found = [f for f in families(host) if not args.families or f.name in args.families]
-    settings = list(dict.fromkeys(one for family in found for one in family.settings))
+    settings = list(dict.fromkeys(one for family in families.values() for one in family))
+    choosing = args.choose_on or runs.datasets
     code = 0
-    halves = Runs(args.choose_on or runs.datasets, runs.seeds, runs.where["data"], runs.output)
     if not args.tables_only:
-        jobs = halves.halves([plain, *settings], args.splits)
-        grid.join(jobs)
-        code = run(jobs, workers=args.workers)
-    rows = halves.chosen(plain, settings, args.splits)
-    by_label = {row.label: row for row in rows}
-    taken: list[tuple[str, Candidate]] = []
-    for family in found:
-        best = selection.choose([by_label[one.label] for one in family.settings])
-        if best is not None:
-            one = next(one for one in family.settings if one.label == best.label)
-            taken.append((family.name, one))
-    print(selection.table(rows, f"{host} on halves of the base classes", f"{args.splits} splits"))
-    everything = [plain, *(settings if args.predict else [one for _, one in taken])]
+        check_settings(families, runs)
+        jobs = runs.halves([plain, *settings], args.splits, choosing)
+        code = _run_together(jobs, args.workers)
+    halves = selection.read(runs.output)
+    rows = runs.rows([plain, *settings], args.splits, halves, choosing)
+    print(_halves_table(host, rows, args.splits, choosing))
+    taken = choose(families, rows)
+    tested = settings if args.predict else [one for one in taken.values() if one is not None]
     if not args.tables_only:
-        jobs = runs.all_base2new([Candidate(REFERENCE, REFERENCE), *dict.fromkeys(everything)])
-        grid.join(jobs)
-        code |= run(jobs, workers=args.workers)
-    reference = runs.measured(plain)
-    pointwise = next((runs.measured(one) for name, one in taken if name == "pointwise"), {})
-    lines = [("plain", "", reference)]
-    lines += [(name, one.label, runs.measured(one)) for name, one in taken]
-    print(f"\n{table(lines, reference, pointwise)}")
-    for name, one in taken:
-        if name != "pointwise" and holds(runs.measured(one), reference, pointwise):
-            print(f"{host}: {name} holds ({one.label})")
+        jobs = runs.all_base2new([ZERO_SHOT, plain, *tested])
+        code |= _run_together(jobs, args.workers)
+    found = {one.label: runs.measured(one) for one in [ZERO_SHOT, plain, *settings]}
+    print(f"\n{report(host, taken, found, len(runs.keys))}")
     if args.predict:
-        pairs = [
-            (by_label[one.label].h, statistics.fmean(harmonic_mean(*v) for v in runs.measured(one).values()))
-            for one in settings if by_label[one.label].h is not None and runs.measured(one)
-        ]  # fmt: skip
-        from scipy.stats import spearmanr
+        by_dataset = {
+            dataset: runs.rows([plain, *settings], args.splits, halves, [dataset])
+            for dataset in choosing
+        }
+        print(f"{host}: {prediction_text(rows, by_dataset, found, runs.keys)}")
+    lines = csv_rows(host, plain.label, "", found[plain.label])
+    for name, family in families.items():
+        lines += [
+            row for one in family for row in csv_rows(host, name, one.label, found[one.label])
+        ]
+    return code, lines
 
-        print(f"rank correlation over {len(pairs)} settings: {spearmanr(pairs).statistic:+.2f}")
-    return code
+
+def check_settings(families: Families, runs: Runs) -> None:
+    """Refuse settings that no run could have, before any runs.
+
+    Raises:
+        BadValue: names the file, the family and the setting.
+    """
+    for name, family in families.items():
+        for one in family:
+            job = runs.base2new(one, *runs.keys[0])[0]
+            job.module()  # registers trainers and datasets
+            try:
+                describe_regulariser(load_config(job.parsed()))
+            except UserError as error:
+                where = f"{STUDY}: family {name!r}, {one.label}"
+                raise BadValue(f"{where}: {sentence(error)}") from None
 
 
-def main() -> int:
-    """Run studies and print their tables."""
+def _run_together(jobs: list[Job], workers: int) -> int:
+    grid.join(jobs)
+    return run(jobs, workers=workers, strict=True)
+
+
+def _halves_table(
+    host: str, rows: list[selection.SettingRow], splits: int, datasets: list[str]
+) -> str:
+    over = f"{splits} splits, each the mean over {', '.join(datasets)}"
+    return selection.table(rows, f"{host} on halves of the base classes", over)
+
+
+def choose(families: Families, rows: list[selection.SettingRow]) -> dict[str, Candidate | None]:
+    """The best setting of each family on halves (:func:`selection.choose`); ``None`` where no
+    setting has all its runs."""
+    by_name = {row.label: row for row in rows}
+    taken: dict[str, Candidate | None] = {}
+    for name, family in families.items():
+        best = selection.choose([by_name[one.label] for one in family])
+        taken[name] = next((one for one in family if best and one.label == best.label), None)
+    return taken
+
+
+def report(
+    host: str, taken: dict[str, Candidate | None], found: dict[str, Found], runs: int
+) -> str:
+    """What families chose and gave: the table, a verdict on each, and what the runs tell apart.
+
+    Args:
+        taken: family -> what it chose.
+        found: label of a setting, of the plain trainer and of zero-shot CLIP -> what it gave.
+        runs: that each of them has when it is complete.
+    """
+    plain = found[PLAIN]
+    labels = {name: one.label if one else "" for name, one in taken.items()}
+    chosen = {name: found[label] if label else {} for name, label in labels.items()}
+    lines = [families_table(chosen, labels, plain, found[REFERENCE], runs), ""]
+    lines += [f"{host}: {verdict(name, labels[name], chosen, plain, runs)}" for name in taken]
+    # Two families may have chosen one setting, which is one method.
+    methods = {label: found[label] for label in (PLAIN, *filter(None, labels.values()))}
+    return "\n".join([*lines, f"{host}: {tells_apart_text(methods)}"])
+
+
+def families_table(
+    chosen: dict[str, Found], labels: dict[str, str], plain: Found, zero_shot: Found, runs: int
+) -> str:
+    """Markdown: what was chosen of each family, averages and differences run by run.
+
+    Args:
+        chosen, labels: family -> what its setting gave, and what that is called.
+        plain, zero_shot: what these gave.
+        runs: that each of them has when it is complete.
+    """
+    pointwise = chosen.get(POINTWISE, {})
+    cells = []
+    for name, found in {"zero-shot": zero_shot, PLAIN: plain, **chosen}.items():
+        if not found:
+            cells.append([name, labels.get(name, ""), *["missing"] * 7])
+            continue
+        against = [(plain, number) for number in (base, new, harmonic_mean)]
+        against.append((pointwise, harmonic_mean))
+        # A method's differences to itself are no measurement.
+        differences = ["" if one is found else written(gaps(found, one, n)) for one, n in against]
+        cells.append(
+            [_counted(name, found, runs), labels.get(name, ""), *averages(found), *differences]
+        )
+    heads = [f"{number} - {PLAIN}" for number in ("base", "new", "H")]
+    heads = ["family", "chosen", "base", "new", "H", *heads, f"H - {POINTWISE}"]
+    return _markdown(cells, heads)
+
+
+def verdict(name: str, label: str, chosen: dict[str, Found], plain: Found, runs: int) -> str:
+    """Whether what a family chose may be claimed to help, or why not
+    (:func:`proxyfda.results.paired.failing`); it has to beat the plain trainer and the point-wise
+    pull."""
+    if not label:
+        return f"{name} does not hold: no setting of it has all runs on halves of the base classes"
+    references = {PLAIN: plain, POINTWISE: chosen.get(POINTWISE, {})}
+    references.pop(name, None)  # the point-wise pull need not beat itself
+    against = failing(chosen[name], plain, references, runs)
+    if against:
+        return f"{name} does not hold ({label}): {'; '.join(against)}"
+    return f"{name} holds ({label})"
+
+
+def prediction_text(
+    rows: list[selection.SettingRow],
+    by_dataset: dict[str, list[selection.SettingRow]],
+    found: dict[str, Found],
+    keys: list[tuple[str, int]],
+) -> str:
+    """How well H on halves ranks settings as H of base-to-new does, together and by dataset.
+
+    Args:
+        rows, by_dataset: settings on halves, over all datasets that choose and on each.
+        found: label of a setting -> what it gave on base and new classes.
+        keys: the runs of a setting that counts.
+    """
+    settings = [row.label for row in rows if not row.reference]
+    whole = [
+        row.label
+        for row in rows
+        if row.complete and not row.reference and len(found[row.label]) == len(keys)
+    ]
+
+    def correlation(halves: list[selection.SettingRow], runs: list[tuple[str, int]]) -> str:
+        on_halves = {row.label: row.h for row in halves if row.h is not None}
+        final = [
+            statistics.fmean(harmonic_mean(*found[label][key]) for key in runs) for label in whole
+        ]
+        value = rank_correlation([on_halves[label] for label in whole], final)
+        return "-" if value is None else f"{value:+.2f}"
+
+    each = [
+        f"{dataset} {correlation(halves, [key for key in keys if key[0] == dataset])}"
+        for dataset, halves in by_dataset.items()
+    ]
+    return (
+        "rank correlation of H on halves with H of base-to-new over "
+        f"{len(whole)} of {len(settings)} settings: {correlation(rows, keys)} ({', '.join(each)})"
+    )
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("studies", nargs="+", choices=[CALIBRATION, *PROJECT.hosts], metavar="STUDY")
+    studies = f"{CALIBRATION}, or a host trainer: {', '.join(PROJECT.hosts)}"
+    add("studies", nargs="+", metavar="STUDY", help=studies)
     add("--data", required=True, help="folder with the bundled datasets")
-    add("--output", default="output/ablation", help="where the runs are kept")
-    add("--datasets", default="", help="names joined by commas (default: atlas)")
-    add("--choose-on", default="", help="datasets whose base classes choose (default: all)")
-    add("--families", default="", help="names joined by commas (default: all of configs/study.yaml)")
-    add("--seeds", type=seeds, default="1,2,3", help="joined by commas")
-    add("--splits", type=count, default=2, help="of the base classes into halves")
-    add("--predict", action="store_true", help="test every setting on the new classes as well")
-    add("--workers", type=count, default=2, help="jobs at a time")
+    add(
+        "--output", default="output/ablation", help="where the runs are kept (default: %(default)s)"
+    )
+    add("--datasets", default="", help="names joined by commas (default: those of the atlas)")
+    add("--choose-on", default="", help="those of them whose base classes choose (default: all)")
+    add(
+        "--families", default="", help="names joined by commas (default: all of configs/study.yaml)"
+    )
+    add("--seeds", type=seeds, default="1,2,3", help="joined by commas (default: %(default)s)")
+    add("--splits", type=count, default=2, help="of the base classes into halves (default: 2)")
+    add("--predict", action="store_true", help="test every setting on the new classes as well, and "
+        "tell how well halves rank settings")  # fmt: skip
+    add("--workers", type=count, default=2, help="jobs at a time (default: 2)")
     add("--tables-only", action="store_true", help="print what is there, run nothing")
-    args = parser.parse_args()
-    args.choose_on = [name for name in args.choose_on.split(",") if name]
-    args.families = [name for name in args.families.split(",") if name]
-    if not osp.isdir(args.data):
-        raise NotFound(
-            f"--data: there is no folder {args.data}; python -m datasets.bundled --root "
-            f"{args.data} makes it"
-        )
-    known = {family.name for host in PROJECT.hosts for family in families(host)}
-    for name in args.families:
+    add("--csv", metavar="FILE", default="", help="write base, new and H of every run to FILE")
+    args = parser.parse_args(argv)
+    args.datasets = listed(args.datasets) or list(ATLAS)
+    args.choose_on = list(dict.fromkeys(listed(args.choose_on)))
+    return args
+
+
+def families_of(hosts: Sequence[str], text: str, path: str) -> dict[str, Families]:
+    """The families of each host, of which ``text`` names some, joined by commas (empty: all).
+
+    Raises:
+        UserError: a faulty file, a name that it does not have, or a host without families.
+    """
+    all_of = {host: read_families(path, host, PROJECT.hosts) for host in PROJECT.hosts}
+    known = list(dict.fromkeys(name for families in all_of.values() for name in families))
+    names = names_of(text, known)
+    found = {}
+    for host in hosts:
+        own = {name: one for name, one in all_of[host].items() if not names or name in names}
+        if not own:
+            has = ", ".join(map(repr, all_of[host])) or "none"
+            raise BadValue(
+                f"{host} has no settings in the families that are asked for; of {path} it has {has}"
+            )
+        found[host] = own
+    return found
+
+
+def names_of(text: str, known: Sequence[str]) -> list[str]:
+    """The families that a word of the command line names, joined by commas.
+
+    A comma with a blank may be part of a name.
+
+    Raises:
+        BadValue: an unknown one.
+
+    >>> names_of("b,a, far", ["a", "a, far", "b"])
+    ['b', 'a, far']
+    """
+    names: list[str] = []
+    if text and not listed(text):
+        raise BadValue(f"--families is {text!r}; name some of {', '.join(map(repr, known))}")
+    for piece in filter(None, re.split(r",(?! )", text)):
+        names += [piece] if piece in known else filter(None, map(str.strip, piece.split(",")))
+    for name in names:
         if name not in known:
-            raise BadValue(f"--families names {name!r}; configs/study.yaml has {', '.join(known)}")
-    datasets = args.datasets.split(",") if args.datasets else PROJECT.bundled_datasets
-    runs = Runs(datasets, args.seeds, osp.abspath(args.data), osp.abspath(args.output))
-    code = 0
+            raise BadValue(
+                f"--families names {name!r}{did_you_mean(name, known)}; configs/study.yaml has "
+                f"{', '.join(map(repr, known))}"
+            )
+    return names
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Refuse studies, datasets and folders that are not there.
+
+    Raises:
+        UserError: the first of them.
+    """
+    known = [CALIBRATION, *PROJECT.hosts]
     for name in args.studies:
+        if name not in known:
+            raise BadValue(
+                f"there is no study {name!r}{did_you_mean(name, known)}; use {', '.join(known)}"
+            )
+    for name in args.datasets:
+        PROJECT.dataset_config(name)
+    for name in args.choose_on:
+        if name not in args.datasets:
+            raise BadValue(
+                f"--choose-on names {name!r}{did_you_mean(name, args.datasets)}; use some of the "
+                f"datasets: {', '.join(args.datasets)}"
+            )
+    if args.tables_only:
+        return
+    rendered = [name for name in args.datasets if name in PROJECT.rendered_datasets]
+    for folder in (args.data, *(osp.join(args.data, name) for name in rendered)):
+        if not osp.isdir(folder):
+            raise NotFound(
+                f"--data: there is no folder {folder}; python -m datasets.bundled --root "
+                f"{args.data} makes it"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run studies and print their tables; returns the exit code, 1 if a run failed."""
+    args = arguments(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs ends with us
+    check_names(args)
+    hosts = [name for name in args.studies if name != CALIBRATION]
+    families = families_of(hosts, args.families, STUDY)
+    runs = Runs(args.datasets, args.seeds, osp.abspath(args.data), osp.abspath(args.output))
+    code, lines = 0, []
+    for name in dict.fromkeys(args.studies):
         if name == CALIBRATION:
-            code |= calibrate(runs, args.workers, args.tables_only)
+            failed, rows = calibrate(runs, args)
         else:
-            code |= search(name, runs, args)
+            failed, rows = search(name, families[name], runs, args)
+        code |= failed
+        lines += rows
+    if args.csv:
+        write_csv(args.csv, lines, runs.output)
     return code
+
+
+def write_csv(path: str, lines: list[RunRow], output: str) -> None:
+    """Write the runs of all studies, unrounded.
+
+    Raises:
+        NotFound: there are none.
+        CannotWrite: the file cannot be written.
+    """
+    if not lines:
+        raise NotFound(f"--csv {path}: {output} has no complete runs; leave --tables-only out")
+    write_text(path, csv_of(lines))
+    print(f"Wrote {path}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,16 @@ from proxyfda.integrations.dassl_options import NODE, PluginOptions, node_defaul
 from proxyfda.names import NONE, is_zero_shot, run_name, split_run_name
 from proxyfda.regularisers import find
 from proxyfda.utils.errors import BadValue, NotFound
+from proxyfda.utils.suggest import did_you_mean
 
-__all__ = ["Candidate", "candidates", "parse_tries", "plain_candidate", "read_settings"]
+__all__ = [
+    "Candidate",
+    "candidates",
+    "parse_tries",
+    "plain_candidate",
+    "read_families",
+    "read_settings",
+]
 
 PLAIN = "plain"
 _LONGEST = 120  # letters of a folder's name that come from options
@@ -189,6 +197,76 @@ def read_settings(path: str, run: str) -> list[Candidate]:
     return list(found.values())
 
 
+def read_families(path: str, host: str, hosts: Sequence[str]) -> dict[str, list[Candidate]]:
+    """The families of a YAML file for a host: settings by family, of which each chooses by itself.
+
+    The file maps a family's name to a list of grids as in ``configs/select``, each with its
+    ``regulariser``. A setting that a family has twice counts once, and one of several families is
+    the same object in all of them.
+
+    Args:
+        hosts: all trainers that the file may name.
+
+    Returns:
+        Families without a grid for the host are left out.
+
+    Raises:
+        NotFound: there is no such file.
+        BadValue: it is no such mapping; names the file and the family.
+    """
+    content = _load(path, "the file of families")
+    if not isinstance(content, dict) or not content:
+        raise BadValue(
+            f"{path} is no mapping of families; give each as NAME: and a list of grids with "
+            "regulariser and KEY: [VALUE, ...]"
+        )
+    found: dict[str, list[Candidate]] = {}
+    seen: dict[tuple[str, str], Candidate] = {}
+    for name, grids in content.items():
+        settings = _family(grids, host, hosts, f"{path}: family {str(name)!r}")
+        if settings:
+            same = [seen.setdefault((one.run, one.variant), one) for one in settings]
+            found[str(name)] = list(dict.fromkeys(same))
+    return found
+
+
+def _family(grids: Any, host: str, hosts: Sequence[str], where: str) -> list[Candidate]:
+    """The settings of a family for a host; grids for other hosts are checked as well."""
+    if not isinstance(grids, list) or not grids:
+        raise BadValue(f"{where} is {grids!r}; give a list of grids with regulariser and lists")
+    settings: list[Candidate] = []
+    for item in grids:
+        if not isinstance(item, dict) or not isinstance(item.get("regulariser"), str):
+            raise BadValue(f"{where} has {item!r}, which names no regulariser; give one")
+        name = item["regulariser"]
+        check_regulariser(name, f"{where}: regulariser")
+        grid = _grid({k: v for k, v in item.items() if k != "regulariser"}, where)
+        for key in grid:
+            _check_option(key, name, where)
+        named = item.get("hosts", hosts)
+        for other in named:
+            if other not in hosts:
+                raise BadValue(
+                    f"{where} has a grid for {other!r}{did_you_mean(other, hosts)}; its hosts may "
+                    f"be {', '.join(hosts)}"
+                )
+        settings += _product(host, [name], [grid]) if host in named else []
+    return settings
+
+
+def _check_option(key: str, regulariser: str, where: str) -> None:
+    """Refuse an option that is unknown, or that makes no difference to the regulariser."""
+    short = _short(key)
+    known = [*(node for node in node_defaults() if node not in _SAID_OTHERWISE), "hosts"]
+    if "." not in short and short not in known:
+        raise BadValue(
+            f"{where} has {key}, which is no option to try{did_you_mean(short, known)}; "
+            "docs/options.md has all"
+        )
+    if not _applies(key, regulariser):
+        raise BadValue(f"{where} has {key}, which is no option of {regulariser!r}; leave it out")
+
+
 # -- grids ----------------------------------------------------------------------------------------
 
 
@@ -215,14 +293,22 @@ def _grids(path: str, host: str) -> list[dict[str, list[str]]]:
     for item in content if isinstance(content, list) else [content]:
         if not isinstance(item, dict):
             raise BadValue(f"{path} has {item!r}; give mappings of KEY: [VALUE, ...]")
-        hosts = item.get("hosts", [host])
-        grid = {key: value for key, value in item.items() if key != "hosts"}
-        wrong = [key for key, value in grid.items() if not isinstance(value, list) or not value]
-        if wrong or not grid or not isinstance(hosts, list):
-            raise BadValue(f"{path} has no list of values for {(wrong or ['hosts'])[0]}; give one")
-        if host in hosts:
-            grids.append({key: [_word(key, v) for v in values] for key, values in grid.items()})
+        grid = _grid(item, path)
+        if host in item.get("hosts", [host]):
+            grids.append(grid)
     return grids
+
+
+def _grid(item: dict[Any, Any], where: str) -> dict[str, list[str]]:
+    """Values by key of one grid, as words of the command line, without its ``hosts``."""
+    grid = {str(key): value for key, value in item.items() if key != "hosts"}
+    lists = {**grid, "hosts": item.get("hosts", ["all"])}
+    wrong = [key for key, value in lists.items() if not isinstance(value, list) or not value]
+    if wrong or not grid:
+        raise BadValue(
+            f"{where} has no list of values for {(wrong or ['any option'])[0]}; give one"
+        )
+    return {key: [_word(key, v) for v in values] for key, values in grid.items()}
 
 
 def _load(path: str, what: str) -> Any:

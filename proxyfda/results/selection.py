@@ -10,7 +10,6 @@ split and seed.
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ import yaml
 
 from proxyfda.experiments import layout, record
 from proxyfda.results.metrics import harmonic_mean
+from proxyfda.results.paired import mean_and_error
 from proxyfda.results.tables import Block, csv_of, render
 from proxyfda.utils.errors import UserError
 
@@ -190,11 +190,11 @@ def _row(number: int, one: Measured, plain: Measured, wanted: list) -> SettingRo
     numbers: dict[str, float | None] = {}
     for name, place in (("seen", 0), ("unseen", 1), ("h", 2)):
         values = [one.runs[run][place] for run in here]
-        numbers[name], numbers[f"{name}_error"] = _mean_and_error(values)
+        numbers[name], numbers[f"{name}_error"] = mean_and_error(values)
     if one is not plain:
         for name, place in (("gain_seen", 0), ("gain_unseen", 1), ("gain", 2)):
             values = [one.runs[run][place] - plain.runs[run][place] for run in paired]
-            numbers[name], numbers[f"{name}_error"] = _mean_and_error(values)
+            numbers[name], numbers[f"{name}_error"] = mean_and_error(values)
     return SettingRow(
         number,
         one.label,
@@ -207,13 +207,6 @@ def _row(number: int, one: Measured, plain: Measured, wanted: list) -> SettingRo
         seconds=one.seconds,
         **numbers,
     )
-
-
-def _mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
-    if not values:
-        return None, None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.fmean(values), error
 
 
 # -- showing --------------------------------------------------------------------------------------
