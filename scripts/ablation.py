@@ -30,7 +30,7 @@ sys.path[:0] = [] if ROOT in sys.path else [ROOT]  # it is started from anywhere
 
 from counts import count, seeds
 
-from proxyfda.benchmarks import ATLAS
+from proxyfda.benchmarks import BUNDLED
 from proxyfda.experiments import grid, layout
 from proxyfda.experiments.candidates import PLAIN, Candidate, plain_candidate, read_families
 from proxyfda.experiments.config import load_config
@@ -469,7 +469,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tables-only", action="store_true", help="print what is there, run nothing")
     add("--csv", metavar="FILE", default="", help="write base, new and H of every run to FILE")
     args = parser.parse_args(argv)
-    args.datasets = listed(args.datasets) or list(ATLAS)
+    args.datasets = listed(args.datasets) or list(BUNDLED)
     args.choose_on = list(dict.fromkeys(listed(args.choose_on)))
     return args
 

@@ -9,7 +9,7 @@ import ablation
 import pytest
 
 import train
-from proxyfda.benchmarks import ATLAS
+from proxyfda.benchmarks import BUNDLED
 from proxyfda.experiments import layout
 from proxyfda.experiments.candidates import Candidate, plain_candidate, read_families
 from proxyfda.experiments.config import load_config
@@ -428,7 +428,7 @@ def test_defaults_are_the_atlas_and_three_seeds(monkeypatch):
     asked = []
     monkeypatch.setattr(ablation, "calibrate", lambda runs, args: asked.append(runs) or (0, []))
     assert ablation.main(["calibration", "--data", "x", "--tables-only"]) == 0
-    assert asked[0].datasets == list(ATLAS) and asked[0].seeds == [1, 2, 3]
+    assert asked[0].datasets == list(BUNDLED) and asked[0].seeds == [1, 2, 3]
 
 
 # -- a whole study, of results that were made up --------------------------------------------------
