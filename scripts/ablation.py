@@ -287,12 +287,11 @@ def search(
         code |= _run_together(jobs, args.workers)
     found = {one.label: runs.measured(one) for one in [ZERO_SHOT, plain, *settings]}
     print(f"\n{report(host, taken, found, len(runs.keys))}")
-    if args.predict:
-        by_dataset = {
-            dataset: runs.rows([plain, *settings], args.splits, halves, [dataset])
-            for dataset in choosing
-        }
-        print(f"{host}: {prediction_text(rows, by_dataset, found, runs.keys)}")
+    by_dataset = {
+        dataset: runs.rows([plain, *settings], args.splits, halves, [dataset])
+        for dataset in choosing
+    }
+    print(f"{host}: {prediction_text(rows, by_dataset, found, runs.keys)}")
     lines = csv_rows(host, plain.label, "", found[plain.label])
     for name, family in families.items():
         lines += [

@@ -148,16 +148,14 @@ def tells_apart(methods: Mapping[str, Found]) -> dict[tuple[str, str], float]:
 
 
 def tells_apart_text(methods: Mapping[str, Found]) -> str:
-    """A line on :func:`tells_apart`, its median over pairs first."""
+    """A line on :func:`tells_apart`: its median over pairs, the least and the most."""
     found = tells_apart(methods)
     if not found:
         return "No two methods have two runs in common, so none can be told apart."
-    pairs = ", ".join(
-        f"{one} | {other} {value:.2f}"
-        for (one, other), value in sorted(found.items(), key=lambda item: item[1])
-    )
+    least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
     runs = max(map(len, methods.values()))
     return (
         f"Told apart at {CLEAR} standard errors ({runs} runs): differences in H of "
-        f"{statistics.median(found.values()):.2f} (median over {len(found)} pairs; {pairs})"
+        f"{statistics.median(found.values()):.2f} (median over {len(found)} pairs; from "
+        f"{found[least]:.2f} for {' | '.join(least)} to {found[most]:.2f} for {' | '.join(most)})"
     )

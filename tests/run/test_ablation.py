@@ -205,7 +205,7 @@ def test_what_is_told_apart_is_two_standard_errors_of_paired_differences():
     # y - x is 4 and 8, z - x is -6 and -8, z - y is -10 and -16
     assert found == pytest.approx({("x", "y"): 4.0, ("x", "z"): 2.0, ("y", "z"): 6.0})
     text = paired.tells_apart_text(methods)
-    assert "4.00 (median over 3 pairs; x | z 2.00, x | y 4.00, y | z 6.00)" in text
+    assert "4.00 (median over 3 pairs; from 2.00 for x | z to 6.00 for y | z)" in text
     assert "(2 runs)" in text
 
 
