@@ -28,8 +28,8 @@ from proxyfda.diagnostics.linear_probe import STRENGTHS
 from proxyfda.engine.config import RULES as ENGINE_RULES
 from proxyfda.engine.config import check_together
 from proxyfda.engine.writers import LOG, LOG_RULES
-from proxyfda.integrations.dassl_options import check_node
-from proxyfda.names import NONE
+from proxyfda.integrations.dassl_options import check_node, settle
+from proxyfda.names import NONE, split_run_name
 from proxyfda.utils.errors import BadValue, NotFound
 from proxyfda.utils.nested import flat
 from proxyfda.utils.rules import OneOf, Real, Rule, Several, Text, check_values, chooses, shown
@@ -142,6 +142,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
                 f"{name}.NAME is empty: give {flag}, or {name}.NAME as a trailing option"
             )
     check_options(cfg)
+    settle(cfg, split_run_name(cfg.TRAINER.NAME)[1])
     cfg.freeze()
     return cfg
 

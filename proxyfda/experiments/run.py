@@ -30,12 +30,13 @@ from proxyfda.dassl import (
 from proxyfda.experiments import folders, layout, probing, record
 from proxyfda.experiments.config import load_config
 from proxyfda.experiments.lock import folder_lock
+from proxyfda.integrations.dassl_options import NODE, idle_options
 from proxyfda.names import run_name
 from proxyfda.utils.errors import UserError
 from proxyfda.utils.files import write_text, writing
 from proxyfda.utils.nested import flat, plain
 
-_REGULARISER = "TRAINER.PROXYFDA.REGULARISER"
+_REGULARISER = f"{NODE}.REGULARISER"
 
 
 def main(args: argparse.Namespace) -> dict | None:
@@ -248,6 +249,8 @@ def _changed(args: argparse.Namespace, cfg: CfgNode) -> folders.Compared:
         return [], theirs, ours
     for one in (ours, theirs):
         one[_REGULARISER] = folders.named(one)[1]
+        for option in idle_options(one[_REGULARISER]):
+            one.pop(f"{NODE}.{option}", None)
     free = set(record.FREE)
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset

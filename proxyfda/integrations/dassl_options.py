@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Set, Tuple
 
 from proxyfda.integrations.further import MIXTURES
 from proxyfda.integrations.spaces import SPACES
@@ -16,10 +16,11 @@ from proxyfda.utils.rules import LARGEST_FLOAT
 from proxyfda.utils.suggest import did_you_mean
 from proxyfda.utils.templates import check_template
 
-__all__ = ["PluginOptions", "check_node", "extend_cfg"]
+__all__ = ["PluginOptions", "check_node", "extend_cfg", "idle_options", "settle"]
 
 NODE = "TRAINER.PROXYFDA"
 TEXT_CLASSES = ("", "label", "tokens")
+OWN_WEIGHT = -1.0
 # Keys that were there before the regularisers had names -> what to use in their place.
 _RENAMED = {
     "MODE": "the regulariser's name says what is trained; none leaves balanced batches alone",
@@ -30,6 +31,10 @@ _RENAMED = {
 
 def _error(option: str, value: Any, remedy: str) -> BadValue:
     return BadValue(f"{NODE}.{option} is {value!r}; {remedy}")
+
+
+def _own_weight(regulariser: str) -> float:
+    return find(regulariser).default_weight if regulariser in REGULARISERS else 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class PluginOptions:
             host's own.
         spaces: names in :data:`proxyfda.integrations.spaces.SPACES`; their terms are summed. Empty:
             see :class:`~proxyfda.integrations.spaces.RegularisedSpaces`.
-        weight: λ of the total loss L = L_task + λ R. 0 is the same as ``enabled=False``.
+        weight: λ of the total loss L = L_task + λ R. 0 is the same as ``enabled=False``; -1 becomes
+            the regulariser's own (``Regulariser.default_weight``).
         m, n: classes per batch and images per class; 0 keeps the host's own batches.
         mining: hard class mining, i.e. classes close in the frozen space share a batch.
         generator_lr: learning rate of what the regulariser learns itself, by Adam: the proxies'
@@ -65,13 +71,14 @@ class PluginOptions:
         text_classes: which class a row of the text encoder is. Empty: rows are in label order,
             which the first steps check; ``label``: the same, unchecked; ``tokens``: by the class
             name in the tokens that the text encoder is given.
-        settings: options of the regulariser in use.
+        settings: options of the regulariser in use, as they act: what stands for a choice by other
+            options is that choice.
     """
 
     enabled: bool = True
     regulariser: str = ""
     spaces: Tuple[str, ...] = ()
-    weight: float = 1.0
+    weight: float = OWN_WEIGHT
     m: int = 0
     n: int = 0
     mining: bool = False
@@ -101,8 +108,14 @@ class PluginOptions:
                 )
         if len(set(self.spaces)) != len(self.spaces):
             raise _error("SPACES", self.spaces, "name each space once")
+        if self.weight == OWN_WEIGHT:
+            object.__setattr__(self, "weight", _own_weight(self.regulariser))
         if not 0 <= self.weight <= LARGEST_FLOAT:
-            raise _error("WEIGHT", self.weight, "use a finite λ of at least 0 (0 is off)")
+            raise _error(
+                "WEIGHT",
+                self.weight,
+                "use a finite λ of at least 0 (0 is off), or -1 (the regulariser's own)",
+            )
         if not 0 < self.generator_lr <= LARGEST_FLOAT:
             raise _error("GENERATOR_LR", self.generator_lr, "use a finite number above 0")
         if self.n < 0:
@@ -169,7 +182,8 @@ class PluginOptions:
                     self.words,
                     f"{self.regulariser} in the space {space} needs at least {least}",
                 )
-        _make_options(regulariser, self.settings)
+        made = _make_options(regulariser, self.settings)
+        object.__setattr__(self, "settings", {f.name: getattr(made, f.name) for f in fields(made)})
 
     @property
     def has_term(self) -> bool:
@@ -252,6 +266,35 @@ def check_node(cfg: Any) -> None:
         except BadValue:
             for name, value in settings.items():
                 _make_options(regulariser, {name: value})
+
+
+def settle(cfg: Any, trained: str = "") -> None:
+    """Put what acts in the place of ``WEIGHT -1`` and empty ``CONSTANTS``, which stand for it, so
+    that the config that is kept of a run says it.
+
+    Args:
+        trained: as for :meth:`PluginOptions.from_cfg`.
+    """
+    node = cfg.TRAINER.PROXYFDA
+    name = trained or node.REGULARISER
+    if node.WEIGHT == OWN_WEIGHT:
+        node.WEIGHT = _own_weight(name)
+    if name not in REGULARISERS:
+        return
+    names = [option.name for option in fields(find(name).options_class)]
+    try:
+        made = find(name).make_options(**{name: node[name.upper()] for name in names})
+    except BadValue:
+        return  # whoever builds the regulariser says it
+    for option in names:
+        node[option.upper()] = getattr(made, option)
+
+
+def idle_options(regulariser: str) -> Set[str]:
+    """Keys of the node that make no difference, since they are other regularisers' options."""
+    own = fields(find(regulariser).options_class) if regulariser in REGULARISERS else ()
+    every = {f.name for kind in REGULARISERS.values() for f in fields(kind.options_class)}
+    return {name.upper() for name in every - {f.name for f in own}}
 
 
 def node_defaults() -> Dict[str, Any]:

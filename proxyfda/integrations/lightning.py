@@ -56,7 +56,7 @@ class RegulariserCallback(Callback):
         self,
         module: Union[str, nn.Module],
         regulariser: Callable[..., Tensor],
-        weight: float = 1.0,
+        weight: Optional[float] = None,
         anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
         *,
         output: Union[int, str, None] = None,

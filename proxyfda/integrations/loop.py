@@ -30,7 +30,7 @@ __all__ = ["Attached", "attach"]
 def attach(
     module: nn.Module,
     regulariser: Callable[..., Tensor],
-    weight: float = 1.0,
+    weight: Optional[float] = None,
     anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
     *,
     scale: Any = None,
@@ -80,7 +80,8 @@ def attach(
         module: returns features, alone or in a tuple, list, mapping or dataclass.
         regulariser: one of :mod:`proxyfda.regularisers`, or a function of (features, anchors) that
             gives one scalar.
-        weight: λ; it may be changed later as ``handle.weight``.
+        weight: λ; it may be changed later as ``handle.weight``. None: the regulariser's own
+            (``default_weight``), for a function 1.
         anchors: the frozen side. ``"copy"``, a copy of the module as it is now, which follows the
             module to another device; a module (in eval mode) or a function, called with what the
             module is called with (before torch 2.0 with its positional arguments), without
@@ -126,6 +127,8 @@ def attach(
         )
     if isinstance(regulariser, nn.parallel.DistributedDataParallel):
         regulariser = regulariser.module
+    if weight is None:
+        weight = own_weight(regulariser)
     if isinstance(regulariser, Regulariser) and regulariser.kind == "weights":
         raise BadType(
             f"{type(regulariser).__name__} acts on weights and not on features; add "
@@ -141,6 +144,11 @@ def attach(
     return Attached(
         module, regulariser, weight, anchors, scale, output, features, together, average, monitor
     )
+
+
+def own_weight(regulariser: Callable[..., Tensor]) -> float:
+    """λ where none is given: the regulariser's own, for a function 1."""
+    return regulariser.default_weight if isinstance(regulariser, Regulariser) else 1.0
 
 
 class Attached:

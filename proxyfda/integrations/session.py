@@ -41,7 +41,7 @@ class Session:
         self,
         module: nn.Module,
         regulariser: Callable[..., Tensor],
-        weight: float = 1.0,
+        weight: Optional[float] = None,
         anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
         *,
         output: Union[int, str, None] = None,

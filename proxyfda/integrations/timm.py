@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from proxyfda.anchors.frozen_copy import FrozenCopy
 from proxyfda.diagnostics.monitor import Monitor, check_monitor
+from proxyfda.integrations.loop import own_weight
 from proxyfda.regularisers.base import Regulariser
 from proxyfda.utils.errors import BadModel, BadType, NotInstalled
 
@@ -39,7 +40,8 @@ class RegularisedTask(ClassificationTask):
         model: a model of timm.
         regulariser: one of :mod:`proxyfda.regularisers`, or a function of (features, anchors) that
             gives one scalar.
-        weight: λ; may be changed later as ``task.weight``.
+        weight: λ; may be changed later as ``task.weight``. None: the regulariser's own
+            (``default_weight``), for a function 1.
         monitor: looks at the features of every so many batches that are trained, also with weight
             0; checkpoints have its count of batches.
         task_settings: those of ``ClassificationTask``, such as ``criterion`` and ``device``.
@@ -53,7 +55,7 @@ class RegularisedTask(ClassificationTask):
         self,
         model: nn.Module,
         regulariser: Callable[..., Tensor],
-        weight: float = 1.0,
+        weight: Optional[float] = None,
         *,
         monitor: Optional[Monitor] = None,
         **task_settings: Any,
@@ -68,7 +70,8 @@ class RegularisedTask(ClassificationTask):
         headless = copy.deepcopy(model)
         headless.reset_classifier(0)  # type: ignore[operator]
         self.frozen = FrozenCopy(headless).to(self.device)
-        self.regulariser, self.weight = regulariser, weight
+        self.regulariser = regulariser
+        self.weight = own_weight(regulariser) if weight is None else weight
         self.monitor = check_monitor(monitor)
         if isinstance(regulariser, nn.Module):
             regulariser.to(self.device)

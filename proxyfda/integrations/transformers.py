@@ -30,7 +30,7 @@ def attach_to_trainer(
     trainer: Trainer,
     module: nn.Module,
     regulariser: Callable[..., Tensor],
-    weight: float = 1.0,
+    weight: Optional[float] = None,
     anchors: Union[str, nn.Module, Callable[..., Any]] = "copy",
     *,
     output: Union[int, str, None] = None,

@@ -97,6 +97,7 @@ class Regulariser(nn.Module):
         needs_dim: whether the constructor's first argument is the features' dimension.
         takes_layers: whether it is meant for the outputs of several layers, which it gets from a
             trainer that has them.
+        default_weight: λ where nothing is said; in a loop of your own the factor is yours.
         options: as given.
 
     Raises:
@@ -108,6 +109,7 @@ class Regulariser(nn.Module):
     kind: ClassVar[str] = "features"
     needs_dim: ClassVar[bool] = False
     takes_layers: ClassVar[bool] = False
+    default_weight: ClassVar[float] = 1.0
 
     def __init__(self, options: Optional[Options] = None, **settings: Any) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from proxyfda.utils.rules import LARGEST_FLOAT
 __all__ = ["FDA", "FDAOptions", "fda_loss"]
 
 UNITS = ("cosine", "frozen")
+TAU, BIAS = 0.1, 10.0  # where SigLIP starts
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class FDAOptions(Options):
             the frozen graphs of the first 32 batches, so that the frozen features are as near to a
             minimum as Eq. 2 lets them be. ``"learned"``: on the tuned features together with the
             model, as in SigLIP, from the two above. Neither is published; see
-            :mod:`proxyfda.regularisers.constants`.
+            :mod:`proxyfda.regularisers.constants`. Empty becomes ``"derived"``, but ``"given"``
+            where the two above are other than their defaults, which then count, and with units
+            ``"frozen"``, which have neither.
         units: ``"cosine"``: Eq. 2 literally. ``"frozen"`` (ours): cosines are measured from the
             threshold between the K-th and the next neighbour, in units of the frozen similarities'
             spread, with ``slope`` in the place of 1 / τ and no bias.
@@ -48,16 +51,26 @@ class FDAOptions(Options):
     """
 
     k: int = 8
-    tau: float = 0.1
-    bias: float = 10.0
-    constants: str = "given"
+    tau: float = TAU
+    bias: float = BIAS
+    constants: str = ""
     units: str = "cosine"
     slope: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.constants:
+            literal = self._has_own_constants or self.units != "cosine"
+            object.__setattr__(self, "constants", "given" if literal else "derived")
 
     @property
     def keeps_state(self) -> bool:
         """See :attr:`Options.keeps_state`."""
         return self.constants != "given"
+
+    @property
+    def _has_own_constants(self) -> bool:
+        return (self.tau, self.bias) != (TAU, BIAS)
 
     def check(self) -> None:
         """See :meth:`Options.check`."""
@@ -70,12 +83,17 @@ class FDAOptions(Options):
         )
         self._require(self.units in UNITS, "units", f"use one of {', '.join(UNITS)}")
         self._require(
-            self.constants in CONSTANTS, "constants", f"use one of {', '.join(CONSTANTS)}"
+            self.constants in ("", *CONSTANTS), "constants", f"use one of {', '.join(CONSTANTS)}"
         )
         self._require(
-            self.constants == "given" or self.units == "cosine",
+            self.constants in ("", "given") or self.units == "cosine",
             "constants",
             f"units {self.units} have no tau and bias: use given, or units cosine",
+        )
+        self._require(
+            not (self.constants == "derived" and self._has_own_constants),
+            "constants",
+            f"tau {self.tau:g}, bias {self.bias:g} would not count: use given, or leave them out",
         )
 
 
@@ -98,8 +116,8 @@ def fda_loss(
     anchors: Optional[Tensor] = None,
     *,
     k: Optional[int] = None,
-    tau: float = 0.1,
-    bias: float = 10.0,
+    tau: float = TAU,
+    bias: float = BIAS,
     form: str = "paper",
     units: str = "cosine",
     slope: float = 2.0,
@@ -148,7 +166,7 @@ def fda_loss(
     0.9385
     """
     check_form(form)
-    options = FDAOptions(k=k or 1, tau=tau, bias=bias, units=units, slope=slope)
+    options = FDAOptions(k=k or 1, tau=tau, bias=bias, constants="given", units=units, slope=slope)
     return relation_loss(
         row_losses_of(options),
         features,
@@ -201,15 +219,21 @@ def row_losses_of(options: FDAOptions, constants: Any = None) -> RowLosses:
 class FDA(RelationalRegulariser):
     """Feature distribution alignment as a module, see :func:`fda_loss`.
 
+    Unless told otherwise it derives τ and b from the frozen features (ours, see
+    :class:`FDAOptions`), for which a weight λ of 0.3 serves. ``FDA(tau=0.1, bias=10.0)``, naming
+    either, is Eq. 2 with these numbers, as ``fda_loss`` is.
+
     >>> import torch
-    >>> regulariser = FDA(k=2)
     >>> frozen = torch.eye(6) + 0.5
-    >>> regulariser(frozen, frozen) == fda_loss(frozen, frozen, k=2)
+    >>> FDA(k=2, tau=0.1)(frozen, frozen) == fda_loss(frozen, frozen, k=2)
     tensor(True)
+    >>> FDA(k=2).options.constants
+    'derived'
     """
 
     name = "fda"
     options_class = FDAOptions
+    default_weight = 0.3
 
     def __init__(self, options: Optional[Options] = None, **settings: Any) -> None:
         super().__init__(options, **settings)
@@ -219,6 +243,13 @@ class FDA(RelationalRegulariser):
             "derived": DerivedConstants,
             "learned": lambda: LearnedConstants(given.tau, given.bias),
         }[given.constants]()
+
+    @classmethod
+    def make_options(cls, **settings: Any) -> Options:
+        """See :meth:`Regulariser.make_options`; τ or b by name are meant, whatever they are."""
+        if "constants" not in settings and not {"tau", "bias"}.isdisjoint(settings):
+            settings["constants"] = "given"
+        return super().make_options(**settings)
 
     def learn(
         self, features: Tensor, columns: Optional[Tensor], graph: NeighbourGraph

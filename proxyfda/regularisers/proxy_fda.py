@@ -10,7 +10,7 @@ from torch import Tensor
 from proxyfda.neighbours.graph import NeighbourGraph
 from proxyfda.neighbours.proxies import MAX_PAIRS, ProxyGenerator
 from proxyfda.regularisers.base import register
-from proxyfda.regularisers.fda import FDA, FDAOptions, check_form, row_losses_of
+from proxyfda.regularisers.fda import BIAS, FDA, TAU, FDAOptions, check_form, row_losses_of
 from proxyfda.regularisers.relations import (
     ProxiedRegulariser,
     ProxyOptions,
@@ -32,8 +32,8 @@ def proxy_fda_loss(
     generator: Optional[ProxyGenerator] = None,
     *,
     k: Optional[int] = None,
-    tau: float = 0.1,
-    bias: float = 10.0,
+    tau: float = TAU,
+    bias: float = BIAS,
     form: str = "paper",
     units: str = "cosine",
     slope: float = 2.0,
@@ -79,7 +79,7 @@ def proxy_fda_loss(
     if generator is None:
         raise BadValue("generator is missing; give a ProxyGenerator(dim), or use fda_loss.")
     check_form(form)
-    options = FDAOptions(k=k or 1, tau=tau, bias=bias, units=units, slope=slope)
+    options = FDAOptions(k=k or 1, tau=tau, bias=bias, constants="given", units=units, slope=slope)
     return proxied_relation_loss(
         row_losses_of(options),
         features,
@@ -100,6 +100,8 @@ def proxy_fda_loss(
 @register
 class ProxyFDA(ProxiedRegulariser, FDA):
     """Proxy-FDA as a module that owns its generator, see :func:`proxy_fda_loss`.
+
+    τ and b are those of :class:`~proxyfda.regularisers.fda.FDA`: derived unless named.
 
     One line in a plain loop trains model and generator::
 

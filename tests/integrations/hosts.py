@@ -12,10 +12,12 @@ DIM, CLASSES, BATCH = 6, 5, 8
 
 
 def make_cfg(**options):
+    """A host's config; Eq. 2 has the constants of ``fda_loss`` unless other ones are asked for."""
     cfg = CN()
     cfg.SEED = 1
     cfg.TRAINER = CN()
     proxyfda.extend_cfg(cfg)
+    options = {"CONSTANTS": "given", "WEIGHT": 1.0, **options}
     cfg.merge_from_list([x for k, v in options.items() for x in (f"TRAINER.PROXYFDA.{k}", v)])
     return cfg
 

@@ -47,11 +47,11 @@ STEPS = 2
 
 def by_hand(case):
     """Parameters after the steps, the mean over ranks of the gradients of hand-written sums."""
-    model, regulariser = Model(), ProxyFDA(D, k=3, proxy_seed=0)
+    model, regulariser = Model(), ProxyFDA(D, k=3, constants="given", proxy_seed=0)
     frozen, whole = FrozenCopy(model.encoder), FrozenCopy(model)
     drift(model)
     if case == "wrapper":
-        regulariser = ProxyFDA(3, k=3, proxy_seed=0)
+        regulariser = ProxyFDA(3, k=3, constants="given", proxy_seed=0)
     parameters = [*model.parameters(), *regulariser.parameters()]
     optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     number = 0
@@ -74,7 +74,7 @@ def by_hand(case):
 def by_ranks(case, rank):
     model = Model()
     # Another generator on each rank, as without a seed: that of the first is taken.
-    regulariser = ProxyFDA(3 if case == "wrapper" else D, k=3, proxy_seed=rank)
+    regulariser = ProxyFDA(3 if case == "wrapper" else D, k=3, constants="given", proxy_seed=rank)
     if case == "sharded":
         from torch.distributed.fsdp import fully_shard
 

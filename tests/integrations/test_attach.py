@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from proxyfda import FDA, FrozenCopy, ProxyFDA, attach
+from proxyfda import FDA, RKD, FrozenCopy, ProxyFDA, attach
 from proxyfda.integrations import loss_scale
 from proxyfda.utils.errors import BadType, BadValue, Unusable
 
@@ -280,9 +280,19 @@ def test_float64_is_kept():
     images, regulariser = torch.randn(N, 4).double(), FDA(k=3)
     x = encoder(images)
     want = torch.autograd.grad(x.square().sum() + regulariser(x, frozen(images)), encoder.weight)[0]
-    with attach(encoder, regulariser, anchors=frozen):
+    with attach(encoder, regulariser, 1.0, anchors=frozen):
         encoder(images).square().sum().backward()
     torch.testing.assert_close(encoder.weight.grad, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("regulariser", "weight"),
+    [(FDA(k=3), 0.3), (RKD(), 1.0), (lambda x, anchors: x.sum(), 1.0)],
+    ids=["fda", "rkd", "function"],
+)
+def test_without_a_weight_it_is_the_regularisers_own(regulariser, weight):
+    with attach(nn.Linear(4, D), regulariser) as handle:
+        assert handle.weight == weight
 
 
 # -- checkpoints, compilers --------------------------------------------------------------------

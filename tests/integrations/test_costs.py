@@ -8,6 +8,7 @@ from proxyfda import regularisers
 from proxyfda.integrations.capture import Call, Captured, FeatureCapture
 from proxyfda.integrations.dassl import make_trainer
 from proxyfda.integrations.spaces import RegularisedSpaces
+from proxyfda.regularisers.constants import FIRST_BATCHES
 from tests.integrations import hosts
 
 pytestmark = pytest.mark.skipif(
@@ -42,9 +43,10 @@ def make_spaces(name, spaces=("text", "cross")):
     )
 
 
-def past_the_first_steps(step, steps=5):
-    """Steps look at what they do at first (is it zero, are the texts the classes?)."""
-    for _ in range(steps):
+def past_the_first_steps(step):
+    """Steps look at what they do at first (is it zero, are the texts the classes?), and constants
+    are derived."""
+    for _ in range(FIRST_BATCHES + 1):
         step()
 
 

@@ -25,7 +25,7 @@ def test_the_three_lines_run_in_a_train_py():
     exec(block, scope)
     cfg = get_cfg_default()
     scope["extend_cfg"](cfg)
-    assert cfg.TRAINER.PROXYFDA.WEIGHT == 1.0
+    assert cfg.TRAINER.PROXYFDA.WEIGHT == -1.0
     registry = plugin._registry()
     assert {"ProxyFDACoOp", "FDACoCoOp", "ProxyFDAPlain"} <= set(registry.registered_names())
     assert issubclass(registry.get("CoOp"), proxyfda.RegularisedTrainer)

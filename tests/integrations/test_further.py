@@ -88,7 +88,8 @@ def test_mixed_images_are_further_rows_of_the_hosts_own_call(make, host, kind):
     """On hosts as they stand elsewhere: the gradient is that of the explicit sum."""
     spaces = ("cross",) if host == "Plain" else ("image", "cross")
     plain = make(getattr(dassl_hosts, host))
-    trainer = make(f"FDA{host}", WEIGHT=2.5, K=3, SPACES=spaces, MIXED=3, MIXTURE=kind)
+    given = {"CONSTANTS": "given", "MIXED": 3, "MIXTURE": kind}
+    trainer = make(f"FDA{host}", WEIGHT=2.5, K=3, SPACES=spaces, **given)
     batch = first_batch(plain)
     plain.optim.step = lambda: None
     own = plain.forward_backward(batch)

@@ -80,7 +80,7 @@ def test_batches_that_are_not_looked_at_cost_nothing(weight):
         if monitor is not None:
             monitor.due()
         encoder = nn.Linear(4, 6)
-        with attach(encoder, FDA(k=3), weight, monitor=monitor):
+        with attach(encoder, FDA(k=3, constants="given"), weight, monitor=monitor):
             encoder(torch.randn(12, 4)).sum().backward()
             counts.append(
                 count_operations(lambda: encoder(torch.randn(12, 4)).sum().backward())  # noqa: B023

@@ -433,7 +433,10 @@ def test_several_devices_are_refused():
     [
         ({"SPACES": ("imag",)}, "SPACES.*did you mean 'image'"),
         ({"REGULARISER": "pointwize"}, "REGULARISER is 'pointwize'.*did you mean 'pointwise'"),
-        ({"WEIGHT": -1.0}, "WEIGHT is -1.0"),
+        (
+            {"WEIGHT": -2.0},
+            "WEIGHT is -2.0; use a finite λ of at least 0 .*, or -1 .the regulariser's own",
+        ),
         ({"WEIGHT": float("nan")}, "WEIGHT is nan"),
         ({"K": 0}, "TRAINER.PROXYFDA.K is 0; a neighbourhood needs"),
         ({"TAU": 0.0}, "TRAINER.PROXYFDA.TAU is 0.0; use"),

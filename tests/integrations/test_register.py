@@ -1,7 +1,11 @@
 """Names of trainers, what the config asks of them, and what is told about it."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from yacs.config import CfgNode
 
 import proxyfda
@@ -11,12 +15,14 @@ from proxyfda.integrations.dassl import (
     RegularisedTrainer,
     describe_regulariser,
 )
+from proxyfda.integrations.dassl_options import settle
 from proxyfda.names import split_run_name
 from proxyfda.utils.errors import BadValue
 from tests.integrations import dassl_hosts as hosts
 from tests.integrations.dassl_hosts import first_batch
 
 proxyfda.register()
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def test_a_registered_host_is_replaced_by_a_subclass_of_the_same_name():
@@ -152,7 +158,7 @@ def test_what_acts_is_described_with_its_options():
             "k": 4,
             "tau": 0.1,
             "bias": 10.0,
-            "constants": "given",
+            "constants": "derived",
             "units": "cosine",
             "slope": 2.0,
         },
@@ -165,6 +171,68 @@ def test_what_acts_is_described_with_its_options():
     assert rkd["options"] == {"similarity": 1.0, "distance": 1.0, "angle": 2.0}
     batches = describe_regulariser(config("Plain", REGULARISER="none", M=4, N=2))
     assert (batches["name"], batches["m"], batches["options"]) == ("none", 4, {})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "weight"),
+    [
+        ("FDAPlain", {}, 0.3),
+        ("ProxyFDAPlain", {}, 0.3),
+        ("Plain", {"REGULARISER": "fda", "CONSTANTS": "given"}, 0.3),
+        ("Plain", {"REGULARISER": "rkd"}, 1.0),
+        ("Plain", {"REGULARISER": "none", "M": 4, "N": 2}, 1.0),
+        ("FDAPlain", {"WEIGHT": 3}, 3.0),
+        ("FDAPlain", {"WEIGHT": -1}, 0.3),
+    ],
+    ids=str,
+)
+def test_the_weight_is_the_regularisers_own_unless_it_is_given(trainer, options, weight):
+    cfg = config(trainer, **options)
+    assert describe_regulariser(cfg)["weight"] == weight
+    settle(cfg, split_run_name(trainer)[1])
+    assert weight == cfg.TRAINER.PROXYFDA.WEIGHT
+
+
+@pytest.mark.parametrize(
+    ("options", "constants"),
+    [
+        ({}, "derived"),
+        ({"TAU": 0.07}, "given"),
+        ({"BIAS": 5}, "given"),
+        ({"UNITS": "frozen"}, "given"),
+        ({"TAU": 0.1}, "derived"),  # as if nothing was said
+    ],
+    ids=str,
+)
+def test_tau_and_bias_of_a_config_count_where_they_differ_from_the_defaults(options, constants):
+    cfg = config("FDAPlain", **options)
+    assert describe_regulariser(cfg)["options"]["constants"] == constants
+    settle(cfg, "fda")
+    assert constants == cfg.TRAINER.PROXYFDA.CONSTANTS
+
+
+def test_a_tau_beside_derived_constants_is_refused_by_the_options_name():
+    with pytest.raises(
+        BadValue, match="TRAINER.PROXYFDA.CONSTANTS is 'derived'; tau 0.07, bias 10"
+    ):
+        describe_regulariser(config("FDAPlain", CONSTANTS="derived", TAU=0.07))
+
+
+@pytest.mark.parametrize("overlay", ["paper", "paper_cross"])
+def test_the_papers_overlays_are_literal(overlay):
+    cfg = config("ProxyFDAPlain")
+    cfg.merge_from_file(str(CONFIGS / "regularisers" / f"{overlay}.yaml"))
+    described = describe_regulariser(cfg)
+    assert (described["weight"], described["options"]["constants"]) == (1.0, "given")
+    assert (described["options"]["tau"], described["options"]["bias"]) == (0.1, 10.0)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "trainers" / "FineTune").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_tuning_end_to_end_is_literal_as_it_was_measured(path):
+    node = yaml.safe_load(path.read_text())["TRAINER"]["PROXYFDA"]
+    assert node == {"CONSTANTS": "given", "WEIGHT": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -202,8 +270,8 @@ def test_options_of_old_end_with_the_new_one(option, tmp_path):
 def test_every_option_of_every_regulariser_is_a_key_with_its_default():
     node = config("Plain").TRAINER.PROXYFDA
     for name in regularisers.names():
-        for option, value in vars(regularisers.find(name).make_options()).items():
-            assert node[option.upper()] == value, (name, option)
+        for option in dataclasses.fields(regularisers.find(name).options_class):
+            assert node[option.name.upper()] == option.default, (name, option.name)
 
 
 def test_make_trainer_refuses_other_regularisers_by_name():

@@ -149,7 +149,9 @@ def test_values_that_cannot_work_are_refused_with_the_options_name(name, option)
     for value in WRONG.get(option, []):
         with pytest.raises(BadValue, match=f"^{option} is {value!r}; .*\\.$"):
             regularisers.create(name, D, **{option: value})
-    default = getattr(regularisers.find(name).options_class(), option)
+    (field,) = (f for f in dataclasses.fields(regularisers.find(name).options_class)
+                if f.name == option)  # fmt: skip
+    default = field.default
     kind = {"int": "an int", "float": "a float", "str": "a str"}[type(default).__name__]
     for value in (None, [default], True, "x" if not isinstance(default, str) else 1):
         with pytest.raises(BadType, match=f"^{option} is .*; give {kind} like {default!r}\\.$"):
@@ -244,7 +246,7 @@ def test_state_survives_a_file_without_pickled_code(name):
         assert torch.equal(other.state_dict()[key], value)
     if name != "l2sp":  # whose weights are the model's
         assert torch.equal(other.eval()(X, FROZEN), reg.eval()(X, FROZEN))
-    assert bool(state) is (reg.needs_dim or name == "l2sp")
+    assert bool(state) is (reg.options.keeps_state or name == "l2sp")
 
 
 @every_regulariser

@@ -10,7 +10,7 @@ from naive import cosine, features
 import proxyfda
 from proxyfda import FDA, NeighbourGraph, ProxyFDA, derive_constants
 from proxyfda.diagnostics import neighbour_overlap
-from proxyfda.regularisers import create, fda_loss
+from proxyfda.regularisers import FDAOptions, create, fda_loss, find
 from proxyfda.regularisers.constants import FIRST_BATCHES
 
 D = 12
@@ -214,10 +214,66 @@ def test_a_batch_with_nothing_to_align_teaches_nothing(constants):
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["fda", "proxy_fda"])
+def test_unless_told_otherwise_they_are_derived_from_the_first_batches(name):
+    batches = [anchors(12, seed).float() for seed in range(3)]
+    module = create(name, D, k=4)
+    for batch in batches:
+        module(batch, batch)
+    separate = FDA(k=4, constants="derived")
+    for batch in batches:
+        separate(batch, batch)
+    assert module.constants.values() == separate.constants.values()
+    one = create(name, D, k=4)
+    one(batches[0], batches[0])
+    assert one.constants.values() == derive_constants(NeighbourGraph(batches[0], 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "constants"),
+    [
+        ({}, "derived"),
+        ({"k": 3}, "derived"),
+        ({"constants": ""}, "derived"),
+        ({"tau": 0.07}, "given"),
+        ({"bias": 5.0}, "given"),
+        ({"tau": 0.1}, "given"),
+        ({"bias": 10.0}, "given"),
+        ({"units": "frozen"}, "given"),
+        ({"constants": "", "tau": 0.07}, "given"),
+        ({"constants": "", "tau": 0.1}, "derived"),
+        ({"constants": "learned", "tau": 0.07}, "learned"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["fda", "proxy_fda"])
+def test_what_is_said_of_tau_and_b_is_meant(name, settings, constants):
+    assert create(name, D, **settings).options.constants == constants
+
+
+def test_tau_by_name_is_that_of_the_function():
+    x, frozen = anchors(9).float(), anchors(9, 1).float()
+    assert torch.equal(FDA(k=3, tau=0.1)(x, frozen), fda_loss(x, frozen, k=3))
+    assert torch.equal(FDA(k=3, tau=0.07)(x, frozen), fda_loss(x, frozen, k=3, tau=0.07))
+
+
+def test_options_say_by_their_values_alone_what_is_meant():
+    assert FDAOptions().constants == FDAOptions(tau=0.1).constants == "derived"
+    assert FDAOptions(tau=0.07).constants == FDAOptions(units="frozen").constants == "given"
+    assert FDAOptions() == FDAOptions(constants="derived")
+
+
+def test_the_paper_s_losses_have_a_weight_of_their_own():
+    weights = {name: find(name).default_weight for name in proxyfda.regularisers.names()}
+    assert {name for name, weight in weights.items() if weight == 0.3} == {"fda", "proxy_fda"}
+    assert all(weight in (0.3, 1.0) for weight in weights.values())
+
+
 def test_given_constants_have_neither_state_nor_further_terms():
     x = anchors(9).float()
-    assert not FDA(k=3).state_dict() and list(FDA(k=3).terms(x, x)) == ["loss_fda"]
-    assert not FDA(k=3).options.keeps_state
+    module = FDA(k=3, constants="given")
+    assert not module.state_dict() and list(module.terms(x, x)) == ["loss_fda"]
+    assert not module.options.keeps_state
     assert all(FDA(constants=c).options.keeps_state for c in ("derived", "learned"))
     assert ProxyFDA(D).options.keeps_state and not proxyfda.RKD().options.keeps_state
 
@@ -229,6 +285,10 @@ def test_given_constants_have_neither_state_nor_further_terms():
         (
             {"constants": "derived", "units": "frozen"},
             "constants is 'derived'; units frozen have no tau and bias: use given, or units cosine",
+        ),
+        (
+            {"constants": "derived", "bias": 5.0},
+            "constants is 'derived'; tau 0.1, bias 5 would not count: use given, or leave them",
         ),
     ],
 )

@@ -35,12 +35,12 @@ def eq2(x, frozen, k, tau=0.1, bias=10.0, columns=None, column_anchors=None):
 def test_module_is_eq2_and_equals_the_function(cross):
     x, frozen = features(20, 1), features(20, 2)
     more = {"columns": features(15, 3), "column_anchors": features(15, 4)} if cross else {}
-    loss = FDA(k=8)(x, frozen, **more)
+    loss = FDA(k=8, constants="given")(x, frozen, **more)
     assert loss.dim() == 0
     assert loss.item() == pytest.approx(eq2(x, frozen, 8, **more), rel=1e-9)
     twin = proxyfda.fda_loss(x, frozen, k=8, tau=0.1, bias=10.0, **more)
     assert torch.equal(loss, twin)
-    assert torch.equal(FDA()(x, frozen, **more), twin)
+    assert torch.equal(FDA(constants="given")(x, frozen, **more), twin)
 
 
 def test_tau_and_bias_are_those_of_eq2():
@@ -63,7 +63,7 @@ def test_sign_of_bias_is_siglips():
 def test_neighbours_attract_and_others_repel(units):
     graph = NeighbourGraph(features(8, cone=2.0), 3)
     cosines = graph.similarities.clone().requires_grad_()
-    FDA(k=3, units=units).row_losses(cosines, Relations(graph)).mean().backward()
+    FDA(k=3, constants="given", units=units).row_losses(cosines, Relations(graph)).mean().backward()
     assert (cosines.grad[graph.mask] < 0).all()
     assert (cosines.grad[graph.valid & ~graph.mask] > 0).all()
     assert (cosines.grad.diagonal() == 0).all()

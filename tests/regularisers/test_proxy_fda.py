@@ -50,7 +50,7 @@ def test_module_is_the_sum_of_both_losses(cross, of_fda):
     x, frozen = features(20, 1), features(20, 2)
     more = {"columns": features(15, 3), "column_anchors": features(15, 4)} if cross else {}
     options = {"k": 8, "alpha": 0.5, "proxy_temperature": 0.2, **of_fda}
-    reg = ProxyFDA(D, proxy_seed=3, **options).double()
+    reg = ProxyFDA(D, proxy_seed=3, constants="given", **options).double()
     loss = reg(x, frozen, **more)
     losses = proxy_fda_loss(x, frozen, reg.generator, **options, **more)
     assert loss.dim() == 0 and torch.equal(loss, sum(losses))

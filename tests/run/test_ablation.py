@@ -366,14 +366,14 @@ def test_faulty_families_are_refused(text, phrase, tmp_path):
 
 def test_a_value_that_no_run_could_have_names_its_family(runs, tmp_path):
     path = tmp_path / "study.yaml"
-    path.write_text("few: [{regulariser: rkd, WEIGHT: [-1]}]")
-    with pytest.raises(BadValue, match=r"family 'few', rkd WEIGHT -1: .*WEIGHT"):
+    path.write_text("few: [{regulariser: rkd, WEIGHT: [-2]}]")
+    with pytest.raises(BadValue, match=r"family 'few', rkd WEIGHT -2: .*WEIGHT"):
         ablation.check_settings(read_families(str(path), "CoOp", HOSTS), runs)
 
 
 def test_a_study_looks_at_its_settings_before_it_runs(runs, monkeypatch):
     monkeypatch.setattr(ablation, "run", lambda *_, **__: pytest.fail("it ran"))
-    wrong = Candidate("x", "CoOp+rkd", (("TRAINER.PROXYFDA.WEIGHT", "-1"),))
+    wrong = Candidate("x", "CoOp+rkd", (("TRAINER.PROXYFDA.WEIGHT", "-2"),))
     args = ablation.arguments(["CoOp", "--data", "x"])
     with pytest.raises(BadValue, match="family 'few', x: "):
         ablation.search("CoOp", {"few": [wrong]}, runs, args)

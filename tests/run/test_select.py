@@ -198,7 +198,7 @@ def test_a_dry_run_lists_the_jobs_of_all_settings_and_writes_nothing(tmp_path, c
         (["CoOp", "dtd"], "CoOp says nothing to choose among"),
         (["CoOp", "dtd", "--regularisers", "rkt"], "--regularisers is 'rkt'"),
         (["CoOp+rkd", "dtd", "--try", "WEIGT=1"], "'TRAINER.PROXYFDA.WEIGT' is no option; did"),
-        (["CoOp+rkd", "dtd", "--try", "WEIGHT=-1"], "TRAINER.PROXYFDA.WEIGHT is -1.0"),
+        (["CoOp+rkd", "dtd", "--try", "WEIGHT=-2"], "TRAINER.PROXYFDA.WEIGHT is -2.0"),
         (["CoOp+rkd", "dtd", "--splits", "0"], "--splits is 0"),
         (["CoOp+rkd", "dtd", "--no-final", "--evaluate-all"], "contradict each other"),
         (["CoOp+rkd", "dtd", "TRAINER.PROXYFDA.WEIGHT", "3"], "WEIGHT is among the settings and"),

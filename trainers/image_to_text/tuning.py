@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from proxyfda.integrations.transformers import attach_to_trainer
-from proxyfda.regularisers import create, find
+from proxyfda.regularisers import FDA, create, find
 from proxyfda.utils.errors import UserError
 from trainers.image_to_text import layers
 from trainers.image_to_text.data import Part
@@ -160,7 +160,9 @@ def _regularise(
     if kind.kind == "weights":
         trainer.weights_term, trainer.weight = kind(model.vision), weight
         return
-    made = create(name, model.vision.config.hidden_size).to(model.model.device)
+    # What captioning was measured with; derived constants were not tried in it.
+    literal = {"constants": "given"} if issubclass(kind, FDA) else {}
+    made = create(name, model.vision.config.hidden_size, **literal).to(model.model.device)
     chosen: dict = {"features": pooled}
     if kind.takes_layers:
         during.enter_context(layers.handed_out(model.vision))
