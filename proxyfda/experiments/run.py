@@ -249,9 +249,8 @@ def _changed(args: argparse.Namespace, cfg: CfgNode) -> folders.Compared:
         return [], theirs, ours
     for one in (ours, theirs):
         one[_REGULARISER] = folders.named(one)[1]
-        for option in idle_options(one[_REGULARISER]):
-            one.pop(f"{NODE}.{option}", None)
-    free = set(record.FREE)
+    idle = idle_options(ours[_REGULARISER]) & idle_options(theirs[_REGULARISER])
+    free = {*record.FREE, *(f"{NODE}.{option}" for option in idle)}
     if cfg.DATASET.NAME == "ImageFolder":
         free.remove("DATASET.ROOT")  # there the root is the dataset
     if not (args.eval_only or args.probe) or not ours["source"] or not theirs.get("source"):

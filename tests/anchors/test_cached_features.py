@@ -53,7 +53,7 @@ def test_attach_makes_no_frozen_pass_and_gets_the_same_gradients():
         encoder.weight.mul_(1.5)
     batch = data[torch.randperm(20)[:10]]
     want = torch.autograd.grad(FDA(k=3)(encoder(batch), frozen(batch)), encoder.weight)[0]
-    with attach(encoder, FDA(k=3), anchors=cached):
+    with attach(encoder, FDA(k=3), 1.0, anchors=cached):
         before = Counted.calls
         (encoder(batch).sum() * 0.0).backward()
         assert Counted.calls == before + 1

@@ -10,6 +10,7 @@ from unittest.mock import ANY
 
 import pytest
 import torch
+import yaml
 
 import train
 from proxyfda import sampling as sampler
@@ -113,6 +114,29 @@ def test_an_output_folder_of_another_config_is_refused_untouched(run, tmp_path):
     with pytest.raises(FileExistsError, match="OPTIM.LR is 0.05 there and 0.01 here"):
         run(tmp_path / "out", "CoOp", *BASE, "OPTIM.LR", 0.01)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+def test_options_that_the_regulariser_in_use_does_not_look_at_make_no_other_run(run, tmp_path):
+    words = (*BASE, "OPTIM.MAX_EPOCH", 1)
+    run(tmp_path / "out", "CoOp", *words)
+    more = ("TRAINER.PROXYFDA.CONSTANTS", "given", "TRAINER.PROXYFDA.TAU", 0.2)
+    assert run(tmp_path / "out", "CoOp", *words, *more)
+    with pytest.raises(FileExistsError, match="PROXYFDA.REGULARISER is '' there and 'rkd' here"):
+        run(tmp_path / "out", "CoOp", "--regulariser", "rkd", *words)
+
+
+def test_the_config_of_a_run_has_what_stands_for_the_defaults_of_the_regulariser(run, tmp_path):
+    words = (*BASE, "OPTIM.MAX_EPOCH", 1)
+    result = run(tmp_path / "out", "FDACoOp", *words)
+    stored = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["TRAINER"]["PROXYFDA"]
+    for node in (stored, result["cfg"]["TRAINER"]["PROXYFDA"]):
+        assert (node["WEIGHT"], node["CONSTANTS"]) == (0.3, "derived")
+    described = result["regulariser"]
+    assert (described["weight"], described["options"]["constants"]) == (0.3, "derived")
+    said = ("TRAINER.PROXYFDA.WEIGHT", 0.3, "TRAINER.PROXYFDA.CONSTANTS", "derived")
+    assert run(tmp_path / "out", "FDACoOp", *words, *said)  # the same run
+    with pytest.raises(FileExistsError, match="CONSTANTS is 'derived' there and 'given' here"):
+        run(tmp_path / "out", "FDACoOp", *words, "TRAINER.PROXYFDA.CONSTANTS", "given")
 
 
 def test_it_is_one_run_whether_the_trainer_or_the_config_names_the_regulariser(run, tmp_path):

@@ -238,6 +238,7 @@ def test_options_out_of_range(option, value, make_trainer):
 @pytest.mark.parametrize("space", ["text", "cross"])
 def test_fda_joins_once_and_exactly(space, images, make_trainer):
     trainer = make_trainer("FDACoCoOp", *WORDS, "TRAINER.PROXYFDA.SPACES", (space,),
+                           "TRAINER.PROXYFDA.CONSTANTS", "given",
                            "TRAINER.PROXYFDA.WEIGHT", 3.0, "TRAINER.PROXYFDA.K", 2)  # fmt: skip
     bounded(trainer, images)
     model = trainer.model

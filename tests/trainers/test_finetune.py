@@ -118,9 +118,9 @@ REGULARISED = {
     ),
     "rkd": ("FineTune", rkd, {"REGULARISER": "rkd"}),
     "pointwise": ("FineTune", pointwise, {"REGULARISER": "pointwise"}),
-    "fda": ("FDAFineTune", fda, {"K": 3}),
-    "proxy_fda": ("ProxyFDAFineTune", proxy_fda, {"K": 3}),
-    "fda-on-lpft": ("FDALPFT", fda, {"K": 3}),
+    "fda": ("FDAFineTune", fda, {"K": 3, "CONSTANTS": "given"}),
+    "proxy_fda": ("ProxyFDAFineTune", proxy_fda, {"K": 3, "CONSTANTS": "given"}),
+    "fda-on-lpft": ("FDALPFT", fda, {"K": 3, "CONSTANTS": "given"}),
 }
 
 
