@@ -148,6 +148,7 @@ def config(name: str, args: argparse.Namespace, weights: str, size: int):
     for node in prompt_nodes():
         words += [f"TRAINER.{node}.PREC", args.prec, f"TRAINER.{node}.CTX_INIT", "a photo of a"]
     words += ["USE_CUDA", str(torch.cuda.is_available()), "OPTIM.NAME", "sgd"]
+    words += ["TRAINER.PROXYFDA.CONSTANTS", "given"]  # derived ones cost the same once settled
     words += [word for pair in args.opts for word in pair]
     return load_config(train.parser().parse_args(words))
 

@@ -28,7 +28,7 @@ from torch import nn
 from torchvision.models import vit_b_16
 
 from proxyfda import FrozenCopy, attach
-from proxyfda.regularisers import create, find, names
+from proxyfda.regularisers import FDA, create, find, names
 from proxyfda.utils.errors import show_user_errors
 
 DIM, CLASSES = 768, 100
@@ -53,7 +53,9 @@ class TwoWays:
         self.encoder, self.inputs, self.frozen = encoder, inputs, FrozenCopy(encoder)
         self.head = nn.Linear(DIM, CLASSES).to(inputs.device)
         self.labels = torch.arange(len(inputs), device=inputs.device) % CLASSES
-        self.regulariser = create(name, DIM).to(inputs.device)
+        # Derived constants cost the same once they are settled.
+        settled = {"constants": "given"} if issubclass(find(name), FDA) else {}
+        self.regulariser = create(name, DIM, **settled).to(inputs.device)
         modules = (encoder, self.head, self.regulariser)
         self.optimiser = torch.optim.AdamW([p for m in modules for p in m.parameters()], lr=1e-5)
 

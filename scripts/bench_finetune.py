@@ -74,6 +74,7 @@ def trainer_of(method: str, args: argparse.Namespace):
     }
     words = ["--trainer", name, "--regulariser", regulariser, "--output-dir", args.folder]
     words += [str(word) for option in options.items() for word in option]
+    words += ["TRAINER.PROXYFDA.CONSTANTS", "given"]  # derived ones cost the same once settled
     words += [word for pair in args.opts for word in pair]
     cfg = load_config(train.parser().parse_args(words))
     base = on_memory(

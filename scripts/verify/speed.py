@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxyfda import FDA, FrozenCopy, attach
 from proxyfda.regularisers import find, names
+from proxyfda.regularisers.constants import FIRST_BATCHES
 from verify.agreement import create_on, far
 from verify.report import Check, Finding
 from verify.subjects import TF32, Kit, check_kind, tf32
@@ -35,9 +36,9 @@ AIMS = {"fda": 1.0, "proxy_fda": 2.0}
 """Regulariser -> per cent that it may add to a step."""
 PAPER = {"fda": "7 to 9 %", "proxy_fda": "17 to 21 %"}
 """What the paper states (arXiv 2505.24088)."""
-BEGINNING = 8
-"""Steps before one is looked at: what is computed once is then there, and the plugin has seen in
-its first five whether a term has any effect."""
+BEGINNING = FIRST_BATCHES + 1
+"""Steps before one is looked at: what is computed once is then there, constants are derived, and
+the plugin has seen in its first five whether a term has any effect."""
 STAND_IN = "a stand-in on the CPU, at sizes of no meaning"
 
 
