@@ -71,7 +71,9 @@ class TwoWays:
 
     def timed(self, by_hand: bool, clock: Callable[[], float], repeat: int = 1) -> float:
         """Milliseconds of a step."""
-        handle = None if by_hand else attach(self.encoder, self.regulariser, anchors=self.frozen)
+        handle = None
+        if not by_hand:
+            handle = attach(self.encoder, self.regulariser, 1.0, anchors=self.frozen)
         wait(self.inputs.device)
         start = clock()
         for _ in range(repeat):
