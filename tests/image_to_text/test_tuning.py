@@ -1,5 +1,7 @@
 """What a term does to the image encoder in the Trainer."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ pytest.importorskip("transformers")
 from datasets.bundled.git_model import FOLDER
 from datasets.image_text import Example
 from proxyfda.utils.errors import BadValue
+from trainers.image_to_text import tuning
 from trainers.image_to_text.data import Part, Rendered
 from trainers.image_to_text.models import ImageToText
 from trainers.image_to_text.tuning import MODEL, tune
@@ -72,3 +75,13 @@ def test_every_caption_is_an_example_with_its_own_picture():
     assert each.picture.tolist() == [i for i in range(len(part.examples)) for _ in range(5)]
     assert torch.equal(each.pixels([7])[0], part.images[1])
     assert each.examples[7].texts == (part.examples[1].texts[2],)
+
+
+@pytest.mark.parametrize("name", ["fda", "proxy_fda"])
+def test_eq2_is_literal_as_it_was_measured(name, monkeypatch):
+    made = []
+    monkeypatch.setattr(tuning, "attach_to_trainer", lambda *args, **more: made.append(args[2]))
+    with ExitStack() as during:
+        tuning._regularise(None, ImageToText.load(FOLDER, "cpu"), name, 1.0, during)
+    options = made[0].options
+    assert (options.constants, options.tau, options.bias) == ("given", 0.1, 10.0)
