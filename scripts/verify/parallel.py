@@ -133,7 +133,7 @@ def _ddp(kit: Kit) -> Finding:
         for process in ranks.processes:
             process.terminate()
     model, frozen = moved()
-    regulariser = FDA(k=3)
+    regulariser = FDA(k=3, constants="given")  # each rank would derive its own
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(STEPS):
         optimiser.zero_grad()

@@ -69,7 +69,7 @@ def rank(number: int, folder: str, device: str, several: bool) -> None:
     model, frozen = moved()
     model.to(place)
     runs = nn.parallel.DistributedDataParallel(model)
-    handle = attach(runs.module.encoder, FDA(k=3), WEIGHT, anchors=frozen)
+    handle = attach(runs.module.encoder, FDA(k=3, constants="given"), WEIGHT, anchors=frozen)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(STEPS):
         rows, labels = (tensor.to(place) for tensor in batch(RANKS * step + number))
