@@ -4,7 +4,7 @@
 # you like; the same command goes on.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-export TRAINERS="${TRAINERS:-ZeroshotCLIP,CoOp,FDACoOp,ProxyFDACoOp,CoOp+rkd}"
+export TRAINERS="${TRAINERS:-ZeroshotCLIP,CoOp,CoOp+pointwise,FDACoOp,ProxyFDACoOp}"
 export DATASETS="${DATASETS:-atlas_banners,atlas_creatures,atlas_fruits}"
 export SEEDS="${SEEDS:-1,2}"
 export OUTPUT="${OUTPUT:-$(dirname "$here")/output/quickstart}"

@@ -58,6 +58,7 @@ class Pointwise(Regulariser):
 
     name = "pointwise"
     options_class = PointwiseOptions
+    default_weight = 3.0
 
     def terms(self, features: Any, anchors: Any = None, **more: Any) -> Dict[str, Tensor]:
         """See :meth:`Regulariser.terms`."""

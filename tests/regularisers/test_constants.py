@@ -263,9 +263,10 @@ def test_options_say_by_their_values_alone_what_is_meant():
     assert FDAOptions() == FDAOptions(constants="derived")
 
 
-def test_the_paper_s_losses_have_a_weight_of_their_own():
+def test_some_regularisers_have_a_weight_of_their_own():
     weights = {name: find(name).default_weight for name in proxyfda.regularisers.names()}
     assert {name for name, weight in weights.items() if weight == 0.3} == {"fda", "proxy_fda"}
+    assert weights.pop("pointwise") == 3.0
     assert all(weight in (0.3, 1.0) for weight in weights.values())
 
 
